@@ -1,0 +1,27 @@
+"""Shapes of the sprite-world networks, in the words of the classes that build them."""
+from __future__ import annotations
+
+CONTEXT = 128                               # width of a text token
+
+UNET = {                                    # SD1.5's topology at a tenth of its width: every block index is the same
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32,
+    "num_res_blocks": [2, 2, 2, 2], "channel_mult": (1, 2, 4, 4), "num_heads": 8, "num_head_channels": -1,
+    "use_spatial_transformer": True, "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "transformer_depth_middle": 1,
+    "context_dim": CONTEXT, "use_linear_in_transformer": False, "legacy": False, "adm_in_channels": None,
+    "use_temporal_attention": False,
+}
+
+CLIP_TEXT = {
+    "vocab_size": 49408, "hidden_size": CONTEXT, "intermediate_size": 4 * CONTEXT, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "max_position_embeddings": 77, "hidden_act": "quick_gelu", "eos_token_id": 49407,
+    "bos_token_id": 49406, "pad_token_id": 1, "projection_dim": CONTEXT, "model_type": "clip_text_model",
+}
+
+CLIP_VISION = {
+    "hidden_size": CONTEXT, "intermediate_size": 4 * CONTEXT, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "image_size": 128, "patch_size": 16, "num_channels": 3, "projection_dim": CONTEXT, "hidden_act": "quick_gelu",
+    "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "model_type": "clip_vision_model",
+}
+
+VOCABULARY_KEY = "text_model.embeddings.token_embedding.weight"

@@ -1,0 +1,88 @@
+"""The sprite-world U-Net: SD1.5's objective and schedule on latents of rendered pictures and clip frames."""
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ..training.average import MovingAverage
+from ..training.checkpoint import CheckpointStore
+from ..training.loop import TrainSettings, train
+from ..training.order import batch_indices, seed_for
+from . import world
+from .pool import draw_pool, signed
+from .training import follow, publish
+from .vae import SD_SCALE
+
+SETTINGS = TrainSettings(steps=5000, lr=8e-4, warmup=300, schedule="cosine", betas=(0.9, 0.99), weight_decay=1e-2,
+                         seed=3, checkpoint_every=500)
+BATCH, PICTURES, CLIP_FRAMES = 32, 20480, 9600
+DROPPED = 0.1           # share of captions replaced by the empty one
+SHORT, SHORT_SHARE = 24, 0.7    # context tokens in the first 70 % of the steps: padding costs a fifth of a step
+SNR_LIMIT = 5.0         # min-SNR weighting (Hang et al. 2023, eq. 5 for eps): low noise levels count less
+
+
+def alphas_cumprod() -> torch.Tensor:
+    """SD1.5's scaled-linear schedule, [1000]."""
+    betas = torch.linspace(0.00085 ** 0.5, 0.012 ** 0.5, 1000, dtype=torch.float64) ** 2
+    return (1 - betas).cumprod(0).float()
+
+
+@torch.no_grad()
+def training_latents(cache: Path) -> tuple[torch.Tensor, list[world.Scene]]:
+    """Unit-variance latents [N, 4, 16, 16] and scenes of the training pictures; latents are kept in `cache`."""
+    from ..host.demo import read_weights
+    from .vae import SpriteVAE
+    if cache.is_file():
+        stored = load_file(str(cache))
+        scenes = [world.parse(text) for text in bytes(stored["captions"].tolist()).decode().split("\n")]
+        return stored["latents"], scenes
+    pool = draw_pool(PICTURES, CLIP_FRAMES, seed=31)
+    vae = SpriteVAE()
+    vae.load_state_dict(read_weights("sprite_vae"))
+    latents = torch.cat([vae.encode(signed(pixels)) * SD_SCALE for pixels in pool.pixels.split(64)])
+    captions = "\n".join(world.caption(scene) for scene in pool.scenes)
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    save_file({"latents": latents, "captions": torch.tensor(list(captions.encode()), dtype=torch.uint8)}, str(cache))
+    return latents, list(pool.scenes)
+
+
+def eps_loss(predict, latents: torch.Tensor, generator: torch.Generator, snr_limit: float | None = SNR_LIMIT):
+    """E || eps - eps_hat ||^2 at random t, weighted by min(SNR, limit) / SNR; `predict(x_t, t)` is the network."""
+    schedule = alphas_cumprod()
+    t = torch.randint(0, 1000, (len(latents),), generator=generator)
+    eps = torch.randn(latents.shape, generator=generator)
+    signal = schedule[t].view(-1, 1, 1, 1)
+    error = (predict(signal.sqrt() * latents + (1 - signal).sqrt() * eps, t) - eps).square().mean(dim=(1, 2, 3))
+    snr = schedule[t] / (1 - schedule[t])
+    weight = snr.clamp(max=snr_limit) / snr if snr_limit else torch.ones_like(snr)
+    return (weight * error).mean(), {"plain": error.mean().item()}
+
+
+def train_unet(runs: Path) -> Path:
+    from ..host.demo import build_clip, caption_context, fresh_unet, read_weights
+
+    latents, scenes = training_latents(runs / "sprite_latents.safetensors")
+    clip = build_clip(read_weights("sprite_clip_text"))
+    torch.manual_seed(SETTINGS.seed)
+    unet = fresh_unet()
+    average = MovingAverage(unet, 0.999)
+
+    def batches(draw: int):
+        index = batch_indices(len(latents), BATCH, SETTINGS.seed, draw)
+        rng = random.Random(seed_for("captions", SETTINGS.seed, draw))
+        captions = ["" if rng.random() < DROPPED else world.caption(scenes[i], rng) for i in index]
+        tokens = SHORT if draw < SHORT_SHARE * SETTINGS.steps else 77
+        return latents[index], caption_context(clip, captions, tokens)
+
+    def loss(batch, generator: torch.Generator):
+        x, context = batch
+        return eps_loss(lambda x_t, t: unet(x_t, t.float(), context=context), x, generator)
+
+    hours = follow(train(unet, loss, batches, SETTINGS, CheckpointStore(runs / "unet.safetensors"), average),
+                   SETTINGS.steps)
+    with average.applied(unet):
+        return publish("sprite_unet", unet.state_dict(), "U-Net of sprite world: SD1.5's topology, 32 channels, eps.",
+                       "python -m frozen_diffusion.cli demo-train unet", SETTINGS, hours, {})

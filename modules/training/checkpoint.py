@@ -1,0 +1,100 @@
+"""Checkpoints of a training: one safetensors file, replaced atomically, with all that a resumed run needs."""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+FORMAT = "frozen_diffusion.training.1"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written, read, or does not belong to this run."""
+
+
+class CheckpointStore:
+    """The newest checkpoint of one run.
+
+    Args:
+        path: where it is kept, e.g. "runs/motion.safetensors".
+        about: what the run is about (names of the model and the data, say). A checkpoint made for something
+            else is refused when resuming.
+    """
+
+    def __init__(self, path: str | Path, about: Mapping[str, str] | None = None):
+        self.path = Path(path)
+        self.about = dict(about or {})
+
+    def exists(self) -> bool:
+        return self.path.is_file()
+
+    def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, object]) -> None:
+        """Write beside the old checkpoint, force it to the disk, then take the old one's place.
+
+        Raises CheckpointError when it cannot be written; the previous checkpoint is intact then.
+        """
+        metadata = {"format": FORMAT, "facts": json.dumps({**facts, "about": self.about})}
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_atomically(self.path, plain, metadata)
+
+    def facts(self) -> dict:
+        """What was said about the checkpoint when it was saved. CheckpointError if it is none of ours."""
+        try:
+            with safe_open(str(self.path), framework="pt") as file:
+                metadata = file.metadata() or {}
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{self.path} cannot be read as a training checkpoint ({error}). Delete it to start afresh, "
+                "or give another checkpoint name.") from error
+        if metadata.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{self.path} is a safetensors file but not a training checkpoint of this pack "
+                f"(expected format {FORMAT!r}, found {metadata.get('format')!r}). Give another name.")
+        return json.loads(metadata["facts"])
+
+    def load(self) -> tuple[dict[str, Tensor], dict]:
+        """The tensors and the facts. Raises CheckpointError if the file is none of ours or of another run."""
+        facts = self.facts()
+        for name, value in self.about.items():
+            if facts["about"].get(name) != value:
+                raise CheckpointError(
+                    f"The checkpoint {self.path} was made with {name} {facts['about'].get(name)!r}, this run "
+                    f"has {value!r}. Use the same, or give another checkpoint name.")
+        return load_file(str(self.path)), facts
+
+
+def save_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file so that `path` holds either the old file or the whole new one, never a part.
+
+    Raises CheckpointError (full disk, no permission); nothing is left behind then.
+    """
+    part = path.with_name(f".{path.name}.part")
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, str(part), metadata)
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        kept = "The previous one there is intact." if path.is_file() else "There was none before."
+        raise CheckpointError(
+            f"{path} could not be written ({error}): it needs {_megabytes(size)}, and "
+            f"{_megabytes(_free(path))} are free. {kept} Make room or choose another folder, then resume."
+        ) from error
+
+
+def _free(path: Path) -> int:
+    folder = next((parent for parent in path.parents if parent.is_dir()), None)
+    return shutil.disk_usage(folder).free if folder else 0
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"

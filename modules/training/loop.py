@@ -1,0 +1,267 @@
+"""The one training loop: a generator of step records. It knows nothing of what is trained.
+
+    average = MovingAverage(model)
+    store = CheckpointStore("runs/vae.safetensors", about={"data": "sprite world"})
+    for record in train(model, loss, batches, TrainSettings(steps=1000, lr=1e-3), store, average):
+        print(record.step, record.loss)
+
+    batches(draw)           -> batch    any object; a function of the number of the draw, 0, 1, ...
+    loss(batch, generator)  -> loss     scalar tensor, or (scalar tensor, {"name": number to report})
+
+All randomness of step n comes from (seed, n): batches by `order.batch_indices`, noise from the generator
+handed to the loss, dropout from torch's own generators, which are seeded for the step and put back after it.
+So a resumed run equals an uninterrupted one bit for bit, and no state of a generator is ever stored.
+"""
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .average import MovingAverage, copy_weights, trainable
+from .checkpoint import CheckpointError, CheckpointStore
+from .order import seed_for, stream
+
+Loss = Callable[[Any, torch.Generator], "Tensor | tuple[Tensor, Mapping[str, float]]"]
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or the gradient is NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How to train. The defaults are AnimateDiff's (harivo.md 3: AdamW, constant rate, clipping at 1)."""
+
+    steps: int
+    lr: float = 1e-4
+    warmup: int = 0                                     # steps of linear warm-up
+    schedule: Literal["constant", "cosine"] = "constant"
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 1e-2
+    grad_clip: float = 1.0                              # largest gradient norm; 0 = no clipping
+    accumulate: int = 1                                 # draws per step
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"         # bf16: autocast, the weights stay fp32
+    checkpoint_every: int = 500                         # steps; the end and a cancel are always saved
+
+    def __post_init__(self):
+        for name, lowest in {"steps": 1, "warmup": 0, "accumulate": 1, "checkpoint_every": 1}.items():
+            if getattr(self, name) < lowest:
+                raise ValueError(f"{name} must be at least {lowest}; {getattr(self, name)} was given.")
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise ValueError(f"The learning rate must be positive, e.g. 1e-4; {self.lr} was given.")
+        for name, allowed in {"schedule": ("constant", "cosine"), "precision": ("fp32", "bf16")}.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be {' or '.join(allowed)}; {getattr(self, name)!r} was given.")
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one finished step has to say. `step` counts from 1."""
+
+    step: int
+    loss: float
+    grad_norm: float                                    # before clipping
+    lr: float
+    seconds: float
+    extras: Mapping[str, float] = field(default_factory=dict)
+
+
+def learning_rate(settings: TrainSettings, step: int) -> float:
+    """The rate of step `step` (from 0): linear warm-up, then constant or half a cosine down to 0."""
+    if step < settings.warmup:
+        return settings.lr * (step + 1) / settings.warmup
+    if settings.schedule == "constant":
+        return settings.lr
+    progress = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def train(model: nn.Module, loss: Loss, batches: Callable[[int], Any], settings: TrainSettings,
+          store: CheckpointStore | None = None, average: MovingAverage | None = None,
+          lr_scale: Callable[[str], float] = lambda name: 1.0) -> Iterator[StepRecord]:
+    """Train the parameters of `model` that require a gradient; yield a record after each step.
+
+    Args:
+        model: its trainable parameters are float32; buffers are not trained and not stored.
+        loss, batches: see the top of this file.
+        store: where checkpoints go. If it holds one, the run resumes there (yields nothing if it is the end).
+        average: updated after each step and stored.
+        lr_scale: factor on the learning rate for the parameter of that name.
+
+    Closing the generator, or an exception inside a step, leaves a checkpoint of the last finished step.
+    Raises NonFiniteError (the weights stay those before the bad step), CheckpointError, ValueError.
+    """
+    run = _Run(model, loss, batches, settings, store, average, lr_scale)
+    run.resume()
+    try:
+        while run.step < settings.steps:
+            record = run.take_step()
+            if run.step % settings.checkpoint_every == 0 and run.step < settings.steps:
+                run.save()
+            yield record
+        run.save()
+    except (NonFiniteError, CheckpointError):
+        raise
+    except BaseException:
+        run.save()
+        raise
+
+
+class _Run:
+    """The state of one training between two steps: optimizer, number of finished steps, losses so far."""
+
+    def __init__(self, model, loss, batches, settings, store, average, lr_scale):
+        self.model, self.loss, self.batches, self.settings = model, loss, batches, settings
+        self.store, self.average = store, average
+        scales = {name: lr_scale(name) for name in trainable(model)}
+        self.weights = dict(sorted(trainable(model).items(), key=lambda item: scales[item[0]]))
+        _check_weights(self.weights)
+        self.device = next(iter(self.weights.values())).device
+        groups = [
+            {"params": [self.weights[name] for name in self.weights if scales[name] == scale], "scale": scale}
+            for scale in sorted(set(scales.values()))]
+        with _training_mode():
+            self.optimizer = torch.optim.AdamW(
+                groups, betas=settings.betas, weight_decay=settings.weight_decay,
+                fused=self.device.type in ("cpu", "cuda"))
+        self.step = 0
+        self.losses: list[float] = []
+        self.saved: int | None = None                   # the step that the store holds
+        self.whole = True                               # False while the optimizer is changing the weights
+
+    def take_step(self) -> StepRecord:
+        started = time.perf_counter()
+        settings, extras, total = self.settings, {}, 0.0
+        self.optimizer.zero_grad(set_to_none=True)
+        with _training_mode(), _seeded(self.device, seed_for("step", settings.seed, self.step)):
+            for draw in range(self.step * settings.accumulate, (self.step + 1) * settings.accumulate):
+                with self._autocast():
+                    result = self.loss(self.batches(draw), stream("loss", settings.seed, draw))
+                loss, reported = result if isinstance(result, tuple) else (result, {})
+                total += self._finite("loss", loss.item()) / settings.accumulate
+                extras.update(reported)
+                (loss / settings.accumulate).backward()
+            clip = settings.grad_clip or math.inf
+            norm = self._finite("gradient", nn.utils.clip_grad_norm_(self.weights.values(), clip).item())
+            rate = learning_rate(settings, self.step)
+            self._update(rate)
+        self.losses.append(total)
+        self.step += 1
+        self.whole = True
+        return StepRecord(self.step, total, norm, rate, time.perf_counter() - started, extras)
+
+    def _update(self, rate: float) -> None:
+        self.whole = False
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update(self.model)
+
+    def _autocast(self):
+        low = self.settings.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16) if low else nullcontext()
+
+    def _finite(self, what: str, value: float) -> float:
+        if math.isfinite(value):
+            return value
+        self.optimizer.zero_grad(set_to_none=True)
+        kept = (f"The checkpoint of step {self.saved} in {self.store.path} is good." if self.saved
+                else "No checkpoint had been written yet.")
+        raise NonFiniteError(
+            f"Training stopped: the {what} of step {self.step + 1} is {value}. {kept} Lower the learning "
+            "rate, use fp32, or look for damaged samples in the data, and start again.")
+
+    def save(self) -> None:
+        """Write a checkpoint of the last finished step, unless it is there or an update was cut short."""
+        if self.store is None or not self.whole or self.saved == self.step:
+            return
+        tensors = {f"weight/{name}": weight for name, weight in self.weights.items()}
+        tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
+        names = list(self.weights)
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{names[index]}/{key}": value for key, value in state.items()}
+        if self.average:
+            tensors |= {f"average/{name}": weight for name, weight in self.average.weights.items()}
+        self.store.save(tensors, self._facts())
+        self.saved = self.step
+
+    def _facts(self) -> dict:
+        average = {"decay": self.average.decay, "updates": self.average.updates} if self.average else None
+        return {"step": self.step, "settings": asdict(self.settings), "average": average}
+
+    def resume(self) -> None:
+        """Go on from the store's checkpoint, if any. Only `steps` and `checkpoint_every` may differ."""
+        if self.store is None or not self.store.exists():
+            return
+        tensors, facts = self.store.load()
+        self._check_same(tensors, facts)
+        with _training_mode():
+            copy_weights(_under("weight/", tensors), self.weights)
+            state = {}
+            for index, name in enumerate(self.weights):
+                if values := _under(f"optimizer/{name}/", tensors):
+                    state[index] = values
+            self.optimizer.load_state_dict(
+                {"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+            if self.average:
+                copy_weights(_under("average/", tensors), self.average.weights)
+                self.average.updates = facts["average"]["updates"]
+        self.losses = tensors["losses"].tolist()
+        self.step = self.saved = facts["step"]
+
+    def _check_same(self, tensors: Mapping[str, Tensor], facts: dict) -> None:
+        then = {**facts["settings"], "EMA decay": (facts["average"] or {}).get("decay")}
+        now = {**asdict(self.settings), "EMA decay": self.average.decay if self.average else None}
+        for name in now.keys() - {"steps", "checkpoint_every"}:
+            if _plain(then.get(name)) != _plain(now[name]):
+                raise CheckpointError(
+                    f"The checkpoint {self.store.path} was made with {name} {then.get(name)}, this run has "
+                    f"{now[name]}. Resume with the same settings (steps may differ), or give another name.")
+        shapes = {name: tuple(tensor.shape) for name, tensor in _under("weight/", tensors).items()}
+        if shapes != {name: tuple(weight.shape) for name, weight in self.weights.items()}:
+            raise CheckpointError(
+                f"The checkpoint {self.store.path} holds the weights of another network: {len(shapes)} "
+                f"tensors, not the {len(self.weights)} of this one. Give another checkpoint name.")
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _check_weights(weights: Mapping[str, nn.Parameter]) -> None:
+    if not weights:
+        raise ValueError("Nothing to train: no parameter of the model requires a gradient.")
+    for name, weight in weights.items():
+        if weight.dtype != torch.float32 or weight.is_inference():
+            kind = "a tensor made in inference mode" if weight.is_inference() else str(weight.dtype)
+            raise ValueError(f"Trainable weights must be ordinary float32 tensors; {name} is {kind}. Train a "
+                             "float32 clone made outside inference mode; precision is a setting of the loop.")
+
+
+@contextmanager
+def _training_mode() -> Iterator[None]:
+    """Gradients on, whatever the caller runs in: ComfyUI executes nodes in inference mode."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+@contextmanager
+def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed torch's generators for the block and put them back after it."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
