@@ -82,7 +82,7 @@ def train_lora(style: str, runs: Path) -> Path:
 
     store = CheckpointStore(runs / f"lora_{style}.safetensors", {"style": style})
     hours = follow(train(loras, loss, batches, SETTINGS, store), SETTINGS.steps)
-    return publish(f"sprite_lora_{style}", kohya_tensors(loras, RANK), f"Style LoRA of sprite world: {style}.",
+    return publish(f"loras/sprite_{style}", kohya_tensors(loras, RANK), f"Style LoRA of sprite world: {style}.",
                    "python -m frozen_diffusion.cli demo-train lora", SETTINGS, hours, {})
 
 

@@ -30,8 +30,8 @@ LICENCE = "Apache-2.0; the sprites are drawn with Noto Color Emoji (SIL OFL 1.1)
 def publish(name: str, tensors: dict[str, torch.Tensor], what: str, command: str, settings: TrainSettings,
             hours: float, figures: dict[str, float], folder: Path = WEIGHTS) -> Path:
     """Write fp16 weights and their card: what, how trained, by which command, measured figures, licence."""
-    folder.mkdir(exist_ok=True)
     path = folder / f"{name}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
     half = {key: (value.half() if value.is_floating_point() else value).contiguous().clone()
             for key, value in tensors.items()}
     save_file(half, str(path), {"format": "pt", "what": what, "command": command, "licence": LICENCE})
@@ -119,4 +119,10 @@ def _lora(runs: Path) -> Path:
     return train_loras(runs)
 
 
-PARTS: dict[str, Callable[[Path], Path]] = {"vae": train_vae, "clip": _clip, "unet": _unet, "lora": _lora}
+def _controlnet(runs: Path) -> Path:
+    from .train_controlnet import train_controlnet
+    return train_controlnet(runs)
+
+
+PARTS: dict[str, Callable[[Path], Path]] = {
+    "vae": train_vae, "clip": _clip, "unet": _unet, "lora": _lora, "controlnet": _controlnet}

@@ -18,7 +18,7 @@ def is_comfyui(folder: Path) -> bool:
 
 
 def find_comfyui() -> Path:
-    """The ComfyUI to use: COMFYUI_PATH, else the one this pack is installed in, else `.comfyui` in the checkout.
+    """The ComfyUI to use: COMFYUI_PATH, else the one around this pack, else `.comfyui` in the checkout.
 
     The answer need not exist yet when it is `.comfyui`: `make test` and `make demo` put it there.
     Raises FileNotFoundError when COMFYUI_PATH is set to something that is not a ComfyUI.
@@ -27,25 +27,26 @@ def find_comfyui() -> Path:
     if named:
         folder = Path(named).expanduser().resolve()
         if not is_comfyui(folder):
-            raise FileNotFoundError(f"COMFYUI_PATH is {named!r}, but there is no ComfyUI in it: expected a folder "
-                                    "with main.py and comfy/. Correct the path or unset COMFYUI_PATH.")
+            raise FileNotFoundError(f"COMFYUI_PATH is {named!r}, but there is no ComfyUI in it: expected a "
+                                    "folder with main.py and comfy/. Correct the path or unset COMFYUI_PATH.")
         return folder
-    around = Path(os.path.abspath(__file__)).parents[4]     # <ComfyUI>/custom_nodes/<pack>/modules/host/boot.py
+    around = Path(os.path.abspath(__file__)).parents[4]     # ./custom_nodes/<pack>/modules/host/boot.py
     return around if is_comfyui(around) else PACK / ".comfyui"
 
 
 def boot_comfyui(arguments: Sequence[str] = ()) -> Path:
     """Make `import comfy` work in this process and fix its settings; returns the folder of the ComfyUI.
 
-    `arguments` are ComfyUI's own command-line flags; `--cpu` is added where torch finds no accelerator. Calling
-    it again changes nothing: ComfyUI reads its flags once, at import. Raises FileNotFoundError without a ComfyUI.
+    `arguments` are ComfyUI's own command-line flags; `--cpu` is added where torch finds no accelerator.
+    Calling it again changes nothing: ComfyUI reads its flags once, at import. Raises FileNotFoundError
+    if there is no ComfyUI.
     """
     folder = find_comfyui()
     if "comfy.cli_args" in sys.modules:
         return folder
     if not is_comfyui(folder):
-        raise FileNotFoundError(f"no ComfyUI found: looked for one around {PACK} and in {folder}. Set COMFYUI_PATH "
-                                "to the folder of your ComfyUI, or run `make demo` once, which fetches one.")
+        raise FileNotFoundError(f"no ComfyUI found around {PACK} or in {folder}. Set COMFYUI_PATH to the "
+                                "folder of yours, or run `make demo` once, which fetches one.")
     import torch
     mps = torch.backends.mps.is_available()
     flags = [*arguments, *([] if torch.cuda.is_available() or mps or "--cpu" in arguments else ["--cpu"])]

@@ -18,6 +18,7 @@ import comfy.taesd.taesd
 import comfy.utils
 import folder_paths
 import torch
+from comfy.cldm.cldm import ControlNet
 from comfy.clip_vision import ClipVisionModel
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
@@ -55,6 +56,19 @@ def fresh_unet() -> UNetModel:
             torch.nn.init.zeros_(layer.weight)
             torch.nn.init.zeros_(layer.bias)
     return unet
+
+
+def fresh_control(unet: UNetModel) -> ControlNet:
+    """A control network for edges before training: `unet`'s encoder, and zero convolutions that add nothing."""
+    config = {key: value for key, value in models.UNET.items() if key != "out_channels"}
+    control = ControlNet(**config, hint_channels=3, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
+    initialise(control)
+    control.load_state_dict(unet.state_dict(), strict=False)
+    for layer in [*control.zero_convs.modules(), *control.middle_block_out.modules()]:
+        if isinstance(layer, torch.nn.Conv2d):
+            torch.nn.init.zeros_(layer.weight)
+            torch.nn.init.zeros_(layer.bias)
+    return control
 
 
 def build_model(unet_state: dict[str, torch.Tensor], dtype: torch.dtype | None = None):

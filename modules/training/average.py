@@ -20,7 +20,8 @@ class MovingAverage:
             raise ValueError(f"The EMA decay must lie in [0, 1), e.g. 0.999; {decay} was given.")
         self.decay = decay
         self.updates = 0
-        self.weights = {name: parameter.detach().clone() for name, parameter in trainable(model).items()}
+        with torch.inference_mode(False):
+            self.weights = {name: weight.detach().clone() for name, weight in trainable(model).items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:

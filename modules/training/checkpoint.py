@@ -58,6 +58,14 @@ class CheckpointStore:
                 f"(expected format {FORMAT!r}, found {metadata.get('format')!r}). Give another name.")
         return json.loads(metadata["facts"])
 
+    def losses(self) -> list[float]:
+        """The losses of the steps before the checkpoint; none if there is no checkpoint."""
+        if not self.exists():
+            return []
+        self.facts()
+        with safe_open(str(self.path), framework="pt") as file:
+            return file.get_tensor("losses").tolist()
+
     def load(self) -> tuple[dict[str, Tensor], dict]:
         """The tensors and the facts. Raises CheckpointError if the file is none of ours or of another run."""
         facts = self.facts()

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -143,7 +143,7 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         with _training_mode(), _seeded(self.device, seed_for("step", settings.seed, self.step)):
             for draw in range(self.step * settings.accumulate, (self.step + 1) * settings.accumulate):
-                with self._autocast():
+                with autocast(self.device, self.settings.precision):
                     result = self.loss(self.batches(draw), stream("loss", settings.seed, draw))
                 loss, reported = result if isinstance(result, tuple) else (result, {})
                 total += self._finite("loss", loss.item()) / settings.accumulate
@@ -166,10 +166,6 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         if self.average:
             self.average.update(self.model)
-
-    def _autocast(self):
-        low = self.settings.precision == "bf16"
-        return torch.autocast(self.device.type, torch.bfloat16) if low else nullcontext()
 
     def _finite(self, what: str, value: float) -> float:
         if math.isfinite(value):
@@ -232,6 +228,11 @@ class _Run:
             raise CheckpointError(
                 f"The checkpoint {self.store.path} holds the weights of another network: {len(shapes)} "
                 f"tensors, not the {len(self.weights)} of this one. Give another checkpoint name.")
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """The context that a forward pass of this precision runs in."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

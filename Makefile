@@ -1,0 +1,29 @@
+# make demo | ui | test | bench NAME=... | lint -- each works alone, on a fresh clone with Python 3.10+, git and make.
+PYTHON ?= python3
+VENV := .venv/bin/python
+INSTALL := $(PYTHON) tests/testhost/install.py
+
+.PHONY: help demo ui test bench lint
+
+help:
+	@sed -n 1p Makefile
+
+demo:           # a prompt becomes a video, through a real ComfyUI server
+	@$(INSTALL)
+	@PYTHONPATH=tests $(VENV) -m testhost.demo
+
+ui:             # the same server, left running with its page open on the template
+	@$(INSTALL)
+	@PYTHONPATH=tests $(VENV) -m testhost.demo --ui
+
+test:           # the whole suite: unit, host, server, browser
+	@$(INSTALL) --tests --browser
+	@$(VENV) -m pytest
+
+bench:          # one benchmark of tests/bench: make -s bench NAME=parity
+	@$(INSTALL) --tests >&2
+	@$(VENV) -m frozen_diffusion.cli bench $(NAME)
+
+lint:
+	@$(INSTALL) --tests
+	@$(VENV) -m ruff check .

@@ -1,0 +1,116 @@
+"""The command line: `python -m frozen_diffusion.cli demo-train | train motion | bench`.
+
+The same trainers and measurements as in ComfyUI, without a page. ComfyUI itself is found by COMFYUI_PATH,
+around the installed pack, or in `.comfyui` (see modules/host/boot.py).
+"""
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+
+from .host.boot import PACK, boot_comfyui
+
+BENCHES = PACK / "tests" / "bench"
+VERSIONS = ("torch", "numpy", "diffusers", "safetensors")
+
+
+def demo_train(args: argparse.Namespace) -> int:
+    """Train one part of the sprite-world model that the pack ships."""
+    boot_comfyui()
+    from .demo.training import PARTS
+    print(f"written: {PARTS[args.part](args.runs)}")
+    return 0
+
+
+def train_motion(args: argparse.Namespace) -> int:
+    """Train a motion module."""
+    boot_comfyui()
+    from .training import command
+    return command.main(args) or 0
+
+
+def bench(args: argparse.Namespace) -> int:
+    """Run one benchmark; the last line printed is a JSON object with its figures."""
+    measure = load_bench(args.name)
+    boot_comfyui()
+    began = time.perf_counter()
+    result = measure.run()
+    context = machine() | {"seconds": round(time.perf_counter() - began, 2)} | result.get("context", {})
+    print(json.dumps({"name": args.name, "figures": result["figures"], "context": context}))
+    return 0
+
+
+def load_bench(name: str) -> ModuleType:
+    """The module tests/bench/<name>.py, hyphens as underscores. Raises SystemExit naming those there are."""
+    path = BENCHES / f"{name.replace('-', '_')}.py"
+    if not path.is_file():
+        there = ", ".join(sorted(file.stem.replace("_", "-") for file in BENCHES.glob("[!_]*.py"))) or "none"
+        raise SystemExit(f"no benchmark {name!r}; there are: {there}. Benchmarks are part of the source "
+                         "checkout, not of an installed package.")
+    sys.path.append(str(BENCHES.parent))        # benchmarks may use the test host
+    spec = importlib.util.spec_from_file_location(f"bench_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def machine() -> dict[str, str | int | dict[str, str]]:
+    """Where figures come from: processor, cores, accelerator and versions."""
+    import torch
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    versions = {"python": platform.python_version()}
+    for package in VERSIONS:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {"machine": f"{platform.system()} {platform.machine()} {models[0] if models else ''}".strip(),
+            "cores": cores, "threads": torch.get_num_threads(), "accelerator": accelerator,
+            "versions": versions}
+
+
+def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """The tree of commands. A trainer's own options are asked from it only when `argv` is about it."""
+    parser = argparse.ArgumentParser(prog="python -m frozen_diffusion.cli", description="Frozen Diffusion")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    demo = commands.add_parser("demo-train", help="train a part of the sprite-world model")
+    demo.set_defaults(action=demo_train)
+    if argv[:1] == ["demo-train"]:
+        from .demo.training import PARTS
+        demo.add_argument("part", choices=sorted(PARTS))
+        demo.add_argument("--runs", type=Path, default=Path("runs"), help="folder of its checkpoints")
+
+    train = commands.add_parser("train", help="train on one's own data")
+    methods = train.add_subparsers(dest="method", required=True)
+    motion = methods.add_parser("motion", help="a motion module from clips")
+    motion.set_defaults(action=train_motion)
+    if argv[:2] == ["train", "motion"]:
+        from .training import command
+        command.add_arguments(motion)
+
+    measure = commands.add_parser("bench", help="run a benchmark and print its figures as JSON")
+    measure.add_argument("name")
+    measure.set_defaults(action=bench)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args = build_parser(argv).parse_args(argv)
+    return args.action(args)

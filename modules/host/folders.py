@@ -1,0 +1,14 @@
+"""The pack's own weights in the host's folders, so that the host's loaders list them beside the user's files."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+
+WEIGHTS = Path(__file__).parents[2] / "weights"
+
+
+def register_weights() -> None:
+    """Add `weights/loras` and `weights/controlnet` to where Load LoRA and Load ControlNet Model look."""
+    for key in ("loras", "controlnet"):
+        folder_paths.add_model_folder_path(key, str(WEIGHTS / key))

@@ -1,0 +1,214 @@
+"""Motion modules in the host: as an object on a socket, and applied to a MODEL."""
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.supported_models
+import comfy.utils
+import torch
+from comfy.patcher_extension import PatcherInjection, WrappersMP
+from torch import Tensor
+
+from ..motion.module import MotionConfig, MotionModule
+from .motion_schedule import AUTO, set_schedule
+from .motion_splice import (
+    KEY,
+    MotionRun,
+    MotionSlot,
+    call_slot,
+    check_fit,
+    motion_options,
+    pooled_groupnorm,
+    splice,
+    unsplice,
+)
+
+__all__ = ["KEY", "LoadedMotion", "MotionRun", "apply_motion", "hold_motion", "motion_options", "splice",
+           "unsplice"]
+FAMILIES = {"sd15": comfy.supported_models.SD15, "sdxl": comfy.supported_models.SDXL}
+OFFICIAL, POOLED = "official", "pooled"
+
+
+@dataclass(frozen=True)
+class LoadedMotion:
+    """What the socket MOTION_MODULE carries.
+
+    Attributes:
+        config: what the module is.
+        patcher: the host's patcher around the MotionModule, so that the host moves its weights.
+        source: file name or other origin, for messages.
+        metadata: of the file: train_data, licence and the like.
+    """
+    config: MotionConfig
+    patcher: comfy.model_patcher.ModelPatcher
+    source: str
+    metadata: Mapping[str, str]
+
+    @property
+    def module(self) -> MotionModule:
+        return self.patcher.model
+
+
+def hold_motion(config: MotionConfig, state: Mapping[str, Tensor], source: str,
+                metadata: Mapping[str, str] | None = None, dtype: torch.dtype | None = None) -> LoadedMotion:
+    """Build a module for sampling from weights with AnimateDiff keys; `dtype` None: as the host chooses."""
+    device, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
+    if dtype is None:
+        dtype = comfy.model_management.unet_dtype(device, comfy.utils.calculate_parameters(state),
+                                                  weight_dtype=comfy.utils.weight_dtype(state))
+        dtype = torch.float16 if dtype.itemsize == 1 else dtype     # norms do not work in 8 bits
+    module = MotionModule(config, comfy.ops.manual_cast, dtype=dtype, device=offload)
+    module.load_state_dict(state)
+    make = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    patcher = make(module.eval().requires_grad_(False), load_device=device, offload_device=offload)
+    return LoadedMotion(config, patcher, source, dict(metadata or {}))
+
+
+def apply_motion(model, loaded: LoadedMotion, strength: float = 1.0, frames_per_clip: int = 0,
+                 start_percent: float = 0.0, end_percent: float = 1.0, beta_schedule: str = AUTO,
+                 groupnorm: str = OFFICIAL):
+    """A clone of the MODEL `model` that samples clips with the motion module.
+
+    Args:
+        strength: 1 as trained; 0 returns a plain clone.
+        frames_per_clip: 0 takes a whole batch as one clip.
+        start_percent, end_percent: part of the sampling in which the layers act.
+        beta_schedule: "auto" (the file's), "keep" (the model's) or a name in SCHEDULES.
+        groupnorm: "official" (the family's rule) or "pooled".
+
+    Raises ValueError when module and MODEL do not belong together, or the MODEL already has a motion module.
+    """
+    check_family(model, loaded)
+    if model.get_injections(KEY) is not None:
+        raise ValueError("This MODEL already has a motion module. Two at once are not supported; connect the "
+                         "MODEL from before the first Apply Motion Module node.")
+    if start_percent > end_percent:
+        raise ValueError(f"start_percent is {start_percent} and end_percent {end_percent}; the start must "
+                         "not come after the end.")
+    model = model.clone()
+    if strength == 0:
+        return model
+    sampling = MotionSampling(loaded.config, loaded.source, strength, frames_per_clip,
+                              (start_percent, end_percent), POOLED in (groupnorm, loaded.config.groupnorm))
+    model.set_additional_models(KEY, [loaded.patcher.clone()])
+    model.set_injections(KEY, [PatcherInjection(inject, eject)])
+    model.set_model_forward_timestep_embed_patch((MotionSlot, call_slot))
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, sampling.around_sampling)
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, sampling.around_unet)
+    set_schedule(model, loaded.config.beta_schedule if beta_schedule == AUTO else beta_schedule)
+    return model
+
+
+def check_family(model, loaded: LoadedMotion) -> None:
+    """Raises ValueError naming both families unless the motion module was made for this image model."""
+    config, base = loaded.config, model.model.model_config
+    if not isinstance(base, FAMILIES[config.family]):
+        wanted, given = FAMILIES[config.family].__name__, type(base).__name__
+        raise ValueError(f"The motion module {loaded.source} is for {wanted} image models, but the MODEL is "
+                         f"{given}. Load a motion module for {given}, or a checkpoint of {wanted}.")
+    try:
+        check_fit(model.model.diffusion_model, config)
+    except ValueError as error:
+        raise ValueError(f"{loaded.source} does not fit this {type(base).__name__} model. {error}") from error
+
+
+def inject(patcher) -> None:
+    """The host's injection: splice the motion module that this patcher holds."""
+    unet = patcher.model.diffusion_model
+    unsplice(unet)
+    splice(unet, patcher.get_additional_models_with_key(KEY)[0].model)
+
+
+def eject(patcher) -> None:
+    """The exact inverse of `inject`."""
+    unsplice(patcher.model.diffusion_model)
+
+
+@dataclass(frozen=True)
+class MotionSampling:
+    """The wrappers of one Apply Motion Module node. No state: what a run needs travels with the run."""
+    config: MotionConfig
+    source: str
+    strength: float
+    frames_per_clip: int
+    percents: tuple[float, float]
+    pooled: bool
+
+    def around_sampling(self, executor, noise: Tensor, *args, **kwargs):
+        """OUTER_SAMPLE: check the request, prepare the run, leave the U-Net clean however the run ends."""
+        guider = executor.class_obj
+        options = guider.model_options["transformer_options"]
+        options[KEY] = self.prepare(noise.shape[0], guider)
+        try:
+            return executor(noise, *args, **kwargs)
+        finally:
+            guider.model_patcher.eject_model()
+            unsplice(guider.model_patcher.model.diffusion_model)    # also after a failure during loading
+
+    def prepare(self, batch: int, guider) -> MotionRun:
+        """The settings of a run over `batch` frames. Raises ValueError for clips that cannot be made."""
+        clip, window = self.frames_per_clip or batch, window_length(guider.model_options, batch)
+        if batch % clip:
+            raise ValueError(f"The batch has {batch} frames and frames_per_clip is {clip}: {batch} is not a "
+                             f"multiple of {clip}. Change the batch size, or set frames_per_clip to 0 for "
+                             "one clip.")
+        if window and clip != batch:
+            raise ValueError(f"Context windows of {window} frames would run across {batch // clip} clips of "
+                             f"{clip} frames. Sample one clip at a time (frames_per_clip 0), or remove the "
+                             "context windows.")
+        most = self.config.max_frames
+        if (window or clip) > most:
+            raise ValueError(f"{window or clip} frames at once are more than the motion module {self.source} "
+                             f"can do: its limit is {most}. Add the node Context Windows (Manual) with a "
+                             f"context_length of at most {most}, or make shorter clips.")
+        if window and any(has_many_hints(cond) for conds in guider.conds.values() for cond in conds):
+            logging.warning("Frozen Diffusion: the host does not cut ControlNet images into context windows; "
+                            "every window gets the first %d of them.", window)
+        schedule = guider.model_patcher.get_model_object("model_sampling")
+        return MotionRun(frames=0 if window else clip, strength=self.strength, pooled=self.pooled,
+                         sigmas=tuple(map(schedule.percent_to_sigma, self.percents)))
+
+    def around_unet(self, executor, x: Tensor, timesteps, context, y, control, transformer_options: dict,
+                    *args, **kwargs):
+        """DIFFUSION_MODEL: tell the layers how many frames a clip has in this call. x [(n b f), C, H, W]."""
+        run = transformer_options.get(KEY)
+        if run is None:
+            raise RuntimeError("A MODEL with a motion module was called outside of a sampler. Use KSampler "
+                               "or SamplerCustomAdvanced, or connect the MODEL without motion module here.")
+        run = run_of_call(run, x.shape[0], transformer_options)
+        options = {**transformer_options, KEY: run}
+        pooled = run.pooled and run.active
+        with pooled_groupnorm(executor.class_obj, run.frames) if pooled else nullcontext():
+            return executor(x, timesteps, context, y, control, options, *args, **kwargs)
+
+
+def run_of_call(run: MotionRun, rows: int, transformer_options: Mapping) -> MotionRun:
+    """`run` for one call of the U-Net with `rows` rows, which may hold several chunks of cond and uncond."""
+    chunks = len(transformer_options.get("cond_or_uncond", (0,)))
+    frames = run.frames or rows // chunks
+    if rows % (chunks * frames):
+        raise ValueError(f"The U-Net was called with {rows} rows in {chunks} chunks, which are no whole "
+                         f"clips of {frames} frames. Another node changes the batch in a way that clips do "
+                         "not survive; take it away.")
+    highest, lowest = run.sigmas
+    sigma = float(transformer_options["sigmas"][0])
+    return replace(run, frames=frames, strength=run.strength if lowest <= sigma <= highest else 0.0)
+
+
+def window_length(model_options: Mapping, batch: int) -> int:
+    """Frames in one of the host's context windows, 0 if the batch is sampled whole."""
+    handler = model_options.get("context_handler")
+    length = getattr(handler, "context_length", 0) if getattr(handler, "dim", None) == 0 else 0
+    return length if batch > length else 0
+
+
+def has_many_hints(cond: Mapping) -> bool:
+    """Whether a conditioning carries a ControlNet with one image per frame."""
+    hint = getattr(cond.get("control"), "cond_hint_original", None)
+    return hint is not None and hint.shape[0] > 1

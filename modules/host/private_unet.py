@@ -1,0 +1,139 @@
+"""A U-Net of one's own: a copy of a MODEL's, to be trained on and thrown away. The MODEL is only read."""
+from __future__ import annotations
+
+import functools
+from contextlib import ExitStack
+
+import comfy.lora
+import comfy.model_management
+import comfy.model_sampling
+import comfy.ops
+import torch
+import torch.nn.functional as F
+from comfy.ldm.modules.attention import SpatialTransformer
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..motion.module import MotionModule
+from ..training.denoising import NoiseLevels
+from ..training.encoded import Text
+from .motion import KEY, MotionRun, motion_options, splice
+from .motion_schedule import set_schedule
+from .motion_splice import MotionSlot, pooled_groupnorm
+
+PREFIX = "diffusion_model."
+
+
+def copy_unet(model) -> UNetModel:
+    """The U-Net of the MODEL `model` in fp32 on the CPU, its LoRA patches merged in, frozen.
+
+    Reads the weights without patches, wherever the host keeps them at the moment, and writes nothing.
+    Raises ValueError for a MODEL that is no SD1.5 or SDXL image model, or that carries a motion module.
+    """
+    unet = model.model.diffusion_model
+    if type(unet) is not UNetModel or unet.in_channels != 4:
+        raise ValueError(f"Training needs a text-to-image model of the SD1.5 or SDXL family; the MODEL is a "
+                         f"{type(unet).__name__} with {getattr(unet, 'in_channels', '?')} input channels.")
+    if model.get_injections(KEY) is not None:
+        raise ValueError("The MODEL already has a motion module. Connect the MODEL from before Apply Motion "
+                         "Module; give the motion module itself to start from it.")
+    config = {**model.model.model_config.unet_config, "dtype": torch.float32}
+    with torch.inference_mode(False), torch.no_grad():
+        copy = UNetModel(**config, device="cpu", operations=comfy.ops.disable_weight_init)
+        copy.load_state_dict({key.removeprefix(PREFIX): _merged(key, *patches)
+                              for key, patches in model.get_key_patches(PREFIX).items()})
+    return copy.eval().requires_grad_(False)
+
+
+def noise_levels(model, schedule: str) -> NoiseLevels:
+    """The noise levels of a MODEL with the beta schedule `schedule` ("keep" = its own), and what it predicts.
+
+    Raises ValueError if it predicts neither noise nor v, as flow models do.
+    """
+    model = model.clone()
+    set_schedule(model, schedule)
+    sampling = model.get_model_object("model_sampling")
+    if not isinstance(sampling, comfy.model_sampling.EPS):
+        raise ValueError(f"The MODEL predicts neither noise nor v ({type(sampling).__mro__[2].__name__}). "
+                         "Training needs an SD1.5 or SDXL model with its usual sampling.")
+    v = isinstance(sampling, comfy.model_sampling.V_PREDICTION)
+    return NoiseLevels(1 / (1 + sampling.sigmas.cpu().double().square()), "v" if v else "eps")
+
+
+class PrivateUNet:
+    """The copy with a motion module in it, as a predictor of clips.
+
+    Args:
+        model: the MODEL; read, never written.
+        module: trainable, fp32; moved to the host's device.
+        frames: per clip.
+        low_precision: keep the frozen matrices in bfloat16; autocast is the caller's.
+        gradient_checkpointing: recompute each block's inside in the backward pass instead of keeping it.
+    """
+
+    def __init__(self, model, module: MotionModule, frames: int, low_precision: bool = False,
+                 gradient_checkpointing: bool = True):
+        self.device = comfy.model_management.get_torch_device()
+        self.base = model.model         # asked for its latent factor and its size embedding
+        self.run = MotionRun(frames=frames)
+        self.unet = copy_unet(model)
+        with torch.inference_mode(False):
+            if low_precision:
+                for parameter in self.unet.parameters():
+                    if parameter.ndim > 1:
+                        parameter.data = parameter.data.bfloat16()
+            self.unet.to(self.device)
+            self.module = module.to(self.device)
+        if module.config.groupnorm == "pooled":
+            self.pooled = ExitStack()       # held as long as the copy: a recomputation needs these norms too
+            self.pooled.enter_context(pooled_groupnorm(self.unet, frames))
+        splice(self.unet, module)
+        if gradient_checkpointing:
+            recompute_in_backward(self.unet)
+
+    def __call__(self, x: Tensor, t: Tensor, text: Text) -> Tensor:
+        """x [B, F, 4, h, w], t [B], B texts -> what the model predicts, of x's shape."""
+        frames = x.shape[1]
+        y = self.base.encode_adm(pooled_output=text.pooled, device=x.device, height=8 * x.shape[-2],
+                                 width=8 * x.shape[-1], prompt_type="positive")
+        options = motion_options(self.run) | {"optimized_attention_override": attend}
+        predicted = self.unet(
+            x.flatten(0, 1),                                                    # [(b f), 4, h, w]
+            t.float().repeat_interleave(frames),                                # [(b f)]
+            text.tokens.to(x).repeat_interleave(frames, dim=0),                 # [(b f), L, D]
+            y=None if y is None else y.to(x).repeat_interleave(frames, dim=0),
+            transformer_options=options)
+        return predicted.unflatten(0, x.shape[:2])
+
+    def latents_in(self, latents: Tensor) -> Tensor:
+        """The VAE's latents -> the model's, e.g. times 0.18215."""
+        return self.base.process_latent_in(latents)
+
+    def latents_out(self, latents: Tensor) -> Tensor:
+        """The inverse of `latents_in`."""
+        return self.base.process_latent_out(latents)
+
+
+def recompute_in_backward(unet: nn.Module) -> None:
+    """Gradient checkpointing: keep only the inputs of residual, attention and motion layers."""
+    for layer in unet.modules():
+        if isinstance(layer, (ResBlock, SpatialTransformer, MotionSlot)):
+            layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False,
+                                              preserve_rng_state=False)     # nothing random inside
+
+
+def attend(default, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None,
+           **kwargs) -> Tensor:
+    """Attention by torch for the host's override: some of the host's own kernels have no backward pass."""
+    if mask is not None or kwargs.get("skip_reshape"):
+        return default(q, k, v, heads, mask=mask, **kwargs)
+    q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)               # [B, N, C]
+
+
+def _merged(key: str, stored: tuple, *patches: tuple) -> Tensor:
+    """A weight in fp32 with its patches, as a new tensor. stored: (weight, conversion) of the host."""
+    weight, convert = stored
+    plain = convert(weight.detach().to("cpu", copy=True), inplace=True).float()
+    return comfy.lora.calculate_weight(patches, plain, key)

@@ -1,0 +1,206 @@
+"""Training a motion module on host objects: MODEL, VAE, CLIP and clips in, MOTION_MODULE out."""
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from hashlib import blake2b
+from pathlib import Path
+
+import comfy.model_management
+import folder_paths
+import torch
+from torch import Tensor
+
+from ..motion.module import MotionConfig, MotionModule, fresh_motion_module
+from ..training.average import MovingAverage, copy_weights
+from ..training.checkpoint import CheckpointStore
+from ..training.clips import ClipSource
+from ..training.denoising import ddim, denoising_loss
+from ..training.encoded import EncodedClips, Text
+from ..training.loop import StepRecord, autocast, train
+from ..training.motion import FRESH_SCHEDULE, MotionRecipe
+from ..training.order import stream
+from .motion import FAMILIES, LoadedMotion, check_family, hold_motion
+from .motion_schedule import AUTO
+from .private_unet import PrivateUNet, noise_levels
+
+SAMPLE_STEPS, SAMPLE_CFG = 20, 5.0
+
+
+class HostCodec:
+    """The VAE and CLIP of the host as the frozen encoders of a training.
+
+    Each is named after what it gives for a fixed probe, so that LoRA patches and other settings count too.
+    """
+
+    def __init__(self, vae, clip):
+        if clip is None or vae is None:
+            raise ValueError("Training needs a VAE and a CLIP; connect those of your checkpoint. If it gives "
+                             "no CLIP because it holds no text model, load one with Load CLIP.")
+        self.vae, self.clip = vae, clip
+        ramp = torch.linspace(0, 255, 64).to(torch.uint8)
+        self.vae_name = _name_of(self.latents(torch.stack([ramp[:, None] + ramp, ramp.expand(64, 64),
+                                                           ramp[:, None].expand(64, 64)])[None]))
+        self.clip_name = _name_of(self.text("a probe for the text model").tokens)
+
+    def latents(self, pixels: Tensor) -> Tensor:
+        """[F, 3, H, W] uint8 -> [F, C, H/8, W/8]: the most likely latents, not a draw around them."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        return self.vae.encode(pixels.permute(0, 2, 3, 1).float() / 255).cpu()
+
+    def text(self, caption: str) -> Text:
+        """One caption as the text model gives it."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        tokens, pooled = self.clip.encode_from_tokens(self.clip.tokenize(caption), return_pooled=True)
+        return Text(tokens.float().cpu(), None if pooled is None else pooled.float().cpu())
+
+
+class MotionTraining:
+    """One training: `encode`, then `records`; `sample`, `result` and `losses` once `records` has begun.
+
+    It happens on a private copy of the U-Net; `model` is never written. Raises ValueError for inputs that do
+    not belong together. With `resume`, a checkpoint of that name is continued, else set aside.
+    """
+
+    def __init__(self, model, vae, clip, source: ClipSource, recipe: MotionRecipe,
+                 warm: LoadedMotion | None = None, checkpoint: Path | None = None, resume: bool = True,
+                 cache: Path | None = None):
+        self.model, self.vae, self.recipe = model, vae, recipe
+        self.checkpoint, self.resume = checkpoint, resume
+        self.config = module_config(model, source, recipe, warm)
+        self.frames = recipe.frames_of(source.settings.frames, self.config.max_frames)
+        self.levels = noise_levels(model, self.config.beta_schedule)
+        self.warm = warm
+        self.codec = HostCodec(vae, clip)
+        self.clips = EncodedClips(source, self.codec, cache or cache_folder())
+        self.losses: list[float] = []
+
+    def encode(self) -> Iterator[tuple[int, int]]:
+        """Latents and text of all clips; yields (done, total). Quick where the cache has them."""
+        yield from self.clips.encode()
+
+    def prepare(self) -> None:
+        """Make room on the device, copy the U-Net and splice the module in."""
+        recipe = self.recipe
+        prompt = recipe.sample_prompt or self.clips.source.caption(0)
+        with torch.inference_mode(False), torch.no_grad():
+            self.text, self.empty = (_plain(self.codec.text(caption)) for caption in (prompt, ""))
+            if comfy.model_management.get_torch_device().type != "cpu":
+                comfy.model_management.unload_all_models()
+            self.module, self.taken = build_module(self.config, recipe.seed, self.warm)
+            self.predict = PrivateUNet(self.model, self.module, self.frames, recipe.precision == "bf16",
+                                       recipe.gradient_checkpointing)
+            self.average = MovingAverage(self.module, recipe.ema)
+
+    def records(self) -> Iterator[StepRecord]:
+        """Train; see `loop.train`. Closing it, or an interrupt, leaves a checkpoint to resume from."""
+        self.prepare()
+        recipe = self.recipe
+        store = CheckpointStore(self.checkpoint, self.about()) if self.checkpoint else None
+        if store and store.exists() and not self.resume:
+            store.path.replace(store.path.with_suffix(".previous.safetensors"))
+        self.losses = store.losses() if store else []
+        loss = denoising_loss(self.predict, self.levels, self.predict.latents_in, self.predict.device)
+        steps = train(self.module, loss, self.batch, recipe.settings(), store, self.average, self.rate)
+        with contextlib.closing(steps):
+            for record in steps:
+                self.losses.append(record.loss)
+                yield record
+
+    def batch(self, draw: int):
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        recipe = self.recipe
+        return self.clips.batch(recipe.batch_size, self.frames, recipe.caption_dropout, recipe.seed, draw)
+
+    def rate(self, name: str) -> float:
+        return self.recipe.warm_start_rate if name in self.taken else 1.0
+
+    def about(self) -> dict[str, str]:
+        """What a checkpoint must agree on to be resumed here."""
+        recipe, start = self.recipe, self.warm.source if self.warm else "scratch"
+        return {"clips": self.clips.name, "frames": str(self.frames), "batch size": str(recipe.batch_size),
+                "beta schedule": self.config.beta_schedule, "caption dropout": str(recipe.caption_dropout),
+                "start": start, "rate of the warm start": str(recipe.warm_start_rate),
+                "temporal convolution": str(self.config.temporal_convolution),
+                "image model": _name_of(*(weight[(0,) * (weight.ndim - 1)] for weight in
+                                          self.predict.unet.state_dict().values() if weight.ndim))}
+
+    def sample(self) -> Tensor:
+        """A clip of the averaged weights, the same noise every time. Returns [F, H, W, 3] in 0..1."""
+        device = self.predict.device
+        shape = (1, self.frames, *self.clips.latents(0).shape[1:])
+        noise = torch.randn(shape, generator=stream("sample", self.recipe.seed)).to(device)
+        with torch.inference_mode(False), torch.no_grad(), autocast(device, self.recipe.precision), \
+                self.average.applied(self.module):
+            for estimate in ddim(self.predict, self.levels, noise, self.text, self.empty, SAMPLE_STEPS,
+                                 SAMPLE_CFG):
+                comfy.model_management.throw_exception_if_processing_interrupted()
+                x0 = estimate
+        with torch.no_grad():
+            return self.vae.decode(self.predict.latents_out(x0)[0].float()).clamp(0, 1).cpu()
+
+    def result(self) -> LoadedMotion:
+        """The averaged weights as a MOTION_MODULE."""
+        with torch.inference_mode(False), torch.no_grad():
+            state = {name: tensor.detach().cpu().clone() for name, tensor in self.module.state_dict().items()}
+            copy_weights(self.average.weights, {name: state[name] for name in self.average.weights})
+        name = self.checkpoint.stem if self.checkpoint else "trained here"
+        data = self.clips.source.report().partition("\n")[0]
+        about = {"train_data": data, "train_steps": str(len(self.losses))}
+        return hold_motion(self.config, state, name, about, dtype=torch.float32)
+
+
+def module_config(model, source: ClipSource, recipe: MotionRecipe, warm: LoadedMotion | None) -> MotionConfig:
+    """What the trained module will be. Raises ValueError if the warm start does not fit the model."""
+    clip = source.settings
+    if warm:
+        check_family(model, warm)
+        schedule = warm.config.beta_schedule if recipe.beta_schedule == AUTO else recipe.beta_schedule
+        return replace(warm.config, fps=clip.fps, beta_schedule="linear" if schedule == "lcm" else schedule,
+                       temporal_convolution=recipe.temporal_convolution or warm.config.temporal_convolution)
+    base = model.model.model_config
+    family = next((name for name, kind in FAMILIES.items() if isinstance(base, kind)), None)
+    if family is None:
+        raise ValueError(f"The MODEL is of the family {type(base).__name__}; motion modules are trained for "
+                         f"{' and '.join(kind.__name__ for kind in FAMILIES.values())}.")
+    width, levels = base.unet_config["model_channels"], base.unet_config["channel_mult"]
+    return MotionConfig(
+        family, tuple(width * level for level in levels), max_frames=max(32, recipe.frames or clip.frames),
+        temporal_convolution=recipe.temporal_convolution, fps=clip.fps,
+        beta_schedule=FRESH_SCHEDULE if recipe.beta_schedule == AUTO else recipe.beta_schedule)
+
+
+def build_module(config: MotionConfig, seed: int, warm: LoadedMotion | None) -> tuple[MotionModule, set[str]]:
+    """A trainable fp32 module on the CPU, and the names of the weights that come from the warm start."""
+    module = fresh_motion_module(config, seed)
+    given = warm.module.state_dict() if warm else {}
+    state = {name: tensor.float().cpu().clone() for name, tensor in given.items()}
+    module.load_state_dict(state, strict=False)
+    return module.requires_grad_(True), set(state)
+
+
+def checkpoint_path(name: str) -> Path:
+    """Where a training of that name keeps its checkpoint. Raises ValueError if it is no plain file name."""
+    if not re.fullmatch(r"\w[\w .-]*", name):
+        raise ValueError(f"The checkpoint name {name!r} is not a plain name. Use letters, digits, spaces, "
+                         "dots, dashes and underscores, e.g. 'my_motion'.")
+    return Path(folder_paths.get_output_directory(), "motion_training", f"{name}.safetensors")
+
+
+def cache_folder() -> Path:
+    """Where encoded clips are kept between runs of the host."""
+    return Path(folder_paths.get_user_directory(), "frozen_diffusion", "clips")
+
+
+def _plain(text: Text) -> Text:
+    """Clones, so that nothing made in inference mode enters a training."""
+    return Text(text.tokens.clone(), None if text.pooled is None else text.pooled.clone())
+
+
+def _name_of(*tensors: Tensor) -> str:
+    digest = blake2b(digest_size=12)
+    for tensor in tensors:
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,63 @@
+"""Running a training inside a node: progress bar, live loss and sample clips in the page."""
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+
+import numpy as np
+from comfy.utils import ProgressBar
+from PIL import Image
+from torch import Tensor
+
+from ..frame_sheet import frame_sheet
+from ..training.loop import StepRecord
+from .training import MotionTraining
+
+PREVIEW_SIDE = 1024         # pixels, the longer side of a sample sheet in the page
+SHEET_COLUMNS = 8
+
+
+def train_in_node(training: MotionTraining, node_id: str | None) -> Tensor:
+    """Encode, train, sample. Returns the last sample, [F, H, W, 3].
+
+    An interrupt of the host ends it between two steps; the checkpoint is written first.
+    """
+    with contextlib.closing(training.encode()) as pieces:
+        for done, total in pieces:
+            ProgressBar(total, node_id).update_absolute(done)
+            say(f"encoding clips and captions: {done} of {total}", node_id)
+    recipe = training.recipe
+    bar = ProgressBar(recipe.steps, node_id)
+    with contextlib.closing(training.records()) as records:
+        for record, text in spoken(records, recipe.steps):
+            say(text, node_id)
+            show = recipe.sample_every and record.step % recipe.sample_every == 0
+            bar.update_absolute(record.step, preview=preview(training.sample()) if show else None)
+    frames = training.sample()
+    bar.update_absolute(recipe.steps, preview=preview(frames))
+    return frames
+
+
+def spoken(records: Iterator[StepRecord], steps: int) -> Iterator[tuple[StepRecord, str]]:
+    """Each record with a line about it: the loss is a running mean over some 50 steps."""
+    mean = None
+    for record in records:
+        mean = record.loss if mean is None else mean + 0.04 * (record.loss - mean)
+        left = time.strftime("%H:%M:%S", time.gmtime(record.seconds * (steps - record.step)))
+        yield record, (f"step {record.step} of {steps}, loss {mean:.4f}, gradient {record.grad_norm:.2f}, "
+                       f"{record.seconds:.2f} s a step, {left} left")
+
+
+def preview(frames: Tensor) -> tuple[str, Image.Image, int]:
+    """A clip [F, H, W, 3] as the host's progress bar takes pictures."""
+    pixels = (frame_sheet(frames, SHEET_COLUMNS)[0] * 255).round().numpy().astype(np.uint8)
+    return "JPEG", Image.fromarray(pixels), PREVIEW_SIDE
+
+
+def say(text: str, node_id: str | None) -> None:
+    """A line of text under the node; nothing where no page listens, as in tests and on the command line."""
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    if server is not None and node_id is not None:
+        server.send_progress_text(text, node_id)

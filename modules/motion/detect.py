@@ -1,0 +1,114 @@
+"""Which family a motion module is of, and whether its weights are whole."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
+
+import torch
+from torch import Tensor
+
+from .keys import CODES, CONVOLUTION, Names
+from .mistakes import MotionFileError
+from .module import MotionConfig, MotionModule
+
+BETA_SCHEDULES = {"animatediff sdxl": "linear (AnimateDiff-SDXL)", "hotshotxl": "linear", "animatelcm": "lcm"}
+
+
+def detect(weights: Mapping[str, Tensor], names: Names) -> MotionConfig:
+    """The configuration that a normalised state was made with. Raises MotionFileError."""
+    channels, level = [], "down_blocks.{}.motion_modules.0.temporal_transformer.proj_in.weight"
+    while level.format(len(channels)) in weights:
+        channels.append(weights[level.format(len(channels))].shape[0])
+    if not channels:
+        raise MotionFileError(f"This is not a motion module: no temporal layer among its {len(names.dropped)}"
+                              f" entries ({some(names.dropped)}). Expected keys like {level.format(0)}.")
+    lengths = {tensor.shape[1] for name, tensor in weights.items() if name.endswith(CODES)}
+    if len(lengths) != 1:
+        raise MotionFileError(f"Its layers have position codes for different clip lengths ({sorted(lengths)} "
+                              "frames); expected one length. The file is damaged.")
+    config = MotionConfig(family="sdxl" if len(channels) == 3 else "sd15", channels=tuple(channels),
+                          mid=any(name.startswith("mid_block.") for name in weights),
+                          max_frames=lengths.pop(),
+                          temporal_convolution=any(name.startswith(CONVOLUTION) for name in weights))
+    kind = kind_of(config, names)
+    return replace(config, kind=kind, beta_schedule=BETA_SCHEDULES.get(kind, "sqrt_linear"),
+                   groupnorm="pooled" if kind == "animatediff v1" else "per frame")
+
+
+def kind_of(config: MotionConfig, names: Names) -> str:
+    """The family of a file that is not ours, by the marks its authors' loaders go by."""
+    if names.layout == "hotshotxl":
+        return "hotshotxl"
+    if config.family == "sdxl":
+        return "animatediff sdxl"
+    if names.pia:
+        return "pia"
+    if names.layout == "animatediff" and not names.position_codes:
+        return "animatelcm"
+    if config.mid:
+        return "animatediff v2"
+    return "animatediff v3" if config.max_frames == 32 else "animatediff v1"
+
+
+def to_metadata(config: MotionConfig) -> dict[str, str]:
+    """What a file of ours says about itself in its metadata."""
+    return {key: str(value) for key, value in asdict(config).items()}
+
+
+def from_metadata(config: MotionConfig, metadata: Mapping[str, str]) -> MotionConfig:
+    """`config` with what cannot be seen in the weights, from the metadata of a file of ours."""
+    told = {key: metadata[key] for key in ("kind", "beta_schedule", "groupnorm") if key in metadata}
+    return replace(config, **told, fps=float(metadata.get("fps", config.fps)))
+
+
+def check_shapes(config: MotionConfig, weights: Mapping[str, Tensor]) -> None:
+    """Compare names and shapes with an empty module of the same configuration. Raises MotionFileError."""
+    empty = MotionModule(config, device="meta").state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in empty.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    problems = {
+        "missing": [name for name in expected if name not in found],
+        "unknown": [name for name in found if name not in expected],
+        "of wrong shape": [f"{name} {found[name]}, expected {shape}" for name, shape in expected.items()
+                           if found.get(name, shape) != shape]}
+    if any(problems.values()):
+        listed = "; ".join(f"{len(names)} {what}: {some(names)}" for what, names in problems.items() if names)
+        raise MotionFileError(f"This {config.kind} motion module ({describe(config)}) is not whole. Tensors "
+                              f"{listed}. The file is incomplete, or of a family not known here.")
+
+
+def check_values(weights: Mapping[str, Tensor]) -> None:
+    """Raises MotionFileError if a weight is not a finite number."""
+    def finite(tensor: Tensor) -> bool:
+        return bool(torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor).all())
+
+    bad = [name for name, tensor in weights.items() if not finite(tensor)]
+    if bad:
+        raise MotionFileError(f"{len(bad)} tensors hold NaN or infinite numbers: {some(bad)}. The file is "
+                              "damaged or its training diverged. Use another one.")
+
+
+def warnings(config: MotionConfig, weights: Mapping[str, Tensor], names: Names) -> list[str]:
+    """What a user should know about a file that loads."""
+    found = []
+    if not any(tensor.any() for name, tensor in weights.items() if ".proj_out." in name or ".conv2." in name):
+        found.append("untrained: every output projection is zero, so this module changes nothing")
+    if not names.position_codes:
+        found.append(f"the file has no position codes; sinusoids for {config.max_frames} frames were rebuilt")
+    if names.pia:
+        found.append("only PIA's motion part is used; its first convolution (the image input) is left out")
+    if names.layout == "diffusers" and config.kind == "animatediff v3":
+        found.append("in this naming v1 cannot be told from v3; if it is v1, set groupnorm to pooled")
+    return found
+
+
+def describe(config: MotionConfig) -> str:
+    """One line for reports and errors: family, widths, places, frames."""
+    return (f"{config.family}, channels {config.channels}, {'with' if config.mid else 'no'} middle layer, "
+            f"up to {config.max_frames} frames")
+
+
+def some(names: Iterable[str], most: int = 5) -> str:
+    """The first names of a list, for an error."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

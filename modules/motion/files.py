@@ -1,0 +1,127 @@
+"""Reading every kind of motion file into one form, and writing our own."""
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from . import detect, keys
+from .mistakes import MotionFileError, check_file, name_other, read_header
+from .module import MotionConfig, MotionModule
+
+FORMAT, VERSION = "frozen-diffusion motion", "1"
+Load = Callable[[str], tuple[Mapping, Mapping[str, str] | None]]
+
+
+@dataclass(frozen=True)
+class MotionReport:
+    """What reading a file found.
+
+    Attributes:
+        tensors: motion tensors in the file.
+        parameters: their numbers, position codes not counted.
+        dropped: names of tensors that are no motion weights and were left out.
+        warnings: what the user should know.
+    """
+    tensors: int
+    parameters: int
+    dropped: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def read_motion_file(path: str | Path, load: Load
+                     ) -> tuple[MotionConfig, dict[str, Tensor], MotionReport, dict[str, str]]:
+    """Read a motion module of any family; returns (config, state with AnimateDiff keys, report, metadata).
+
+    Args:
+        load: reads a file into (state dict, metadata or None); it must refuse pickled code.
+
+    Raises MotionFileError that says what the file is instead, or what is wrong with it.
+    """
+    path = Path(path)
+    check_file(path)
+    try:
+        state, metadata = load(str(path))
+    except UnpicklingError as error:
+        raise MotionFileError(f"{path.name} holds Python objects besides weights. Such a file can run code "
+                              "when it is opened, so it is refused. Get a .safetensors version.") from error
+    except (RuntimeError, ValueError, OSError, EOFError, SafetensorError) as error:
+        reason = str(error).partition("\n")[0]
+        raise MotionFileError(f"{path.name} cannot be read ({reason}). It is damaged or no model file. "
+                              "Download it again.") from error
+    try:
+        return *read_motion_state(state, metadata), dict(metadata or {})
+    except MotionFileError as error:
+        raise MotionFileError(f"{path.name}: {error}") from error
+
+
+def read_motion_state(state: Mapping, metadata: Mapping[str, str] | None = None
+                      ) -> tuple[MotionConfig, dict[str, Tensor], MotionReport]:
+    """(config, state with AnimateDiff keys, report) of a loaded file of any family.
+
+    Raises MotionFileError for anything that is not a whole motion module.
+    """
+    state = keys.unwrap(state)
+    other = name_other(state)
+    if other is not None:
+        raise MotionFileError(f"This is not a motion module but {other}.")
+    weights, names = keys.normalise(state)
+    config = detect.detect(weights, names)
+    if is_ours(metadata):
+        config = detect.from_metadata(config, metadata)
+    detect.check_shapes(config, weights)
+    detect.check_values(weights)
+    codes = [name for name in weights if name.endswith(keys.CODES)]
+    return config, weights, MotionReport(
+        tensors=len(weights) - (0 if names.position_codes else len(codes)),
+        parameters=sum(tensor.numel() for name, tensor in weights.items() if not name.endswith(keys.CODES)),
+        dropped=tuple(name for name in names.dropped if isinstance(state[name], Tensor)),
+        warnings=tuple(detect.warnings(config, weights, names)))
+
+
+def is_ours(metadata: Mapping[str, str] | None) -> bool:
+    """Whether metadata says that `write_motion_file` wrote the file."""
+    return (metadata or {}).get("format") == FORMAT
+
+
+def is_our_file(path: Path) -> bool:
+    """Whether a safetensors file was written by `write_motion_file`, told from its header."""
+    try:
+        return is_ours(read_header(path).get("__metadata__"))
+    except (OSError, ValueError, AttributeError, MemoryError):
+        return False
+
+
+def write_motion_file(path: str | Path, module: MotionModule, about: Mapping[str, str] | None = None) -> None:
+    """Write our format: safetensors, AnimateDiff's keys, the configuration and `about` in the metadata.
+
+    The file appears complete or not at all. Raises OSError naming folder, size and free space when it cannot
+    be written; nothing is left behind then.
+    """
+    path = Path(path)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    told = {key: str(value) for key, value in (about or {}).items()}
+    metadata = {**told, **detect.to_metadata(module.config), "format": FORMAT, "format_version": VERSION}
+    size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, draft = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    try:
+        save_file(state, draft, metadata=metadata)
+        os.chmod(draft, 0o644)      # mkstemp makes it readable by its owner only
+        os.replace(draft, path)
+    except (OSError, SafetensorError) as error:
+        free = shutil.disk_usage(path.parent).free
+        raise OSError(f"The motion module could not be written to {path} ({error}). It needs "
+                      f"{size / 2**20:.1f} MiB and {free / 2**20:.1f} MiB are free. Free some space or "
+                      "choose another folder.") from error
+    finally:
+        Path(draft).unlink(missing_ok=True)

@@ -1,0 +1,136 @@
+"""A motion module: one temporal layer for every place in the U-Net, under the keys of AnimateDiff's files."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .transformer import TemporalConv, TemporalTransformer
+
+DOWN_LAYERS, UP_LAYERS = 2, 3       # per level, in SD1.5 and SDXL alike
+
+
+@dataclass(frozen=True)
+class MotionConfig:
+    """What a motion module is, as far as its weights and its file tell.
+
+    Attributes:
+        family: of the image model: "sd15" (four levels) or "sdxl" (three).
+        channels: width of every level, from the outermost inwards, e.g. (320, 640, 1280, 1280).
+        mid: whether there is a layer at the bottleneck.
+        max_frames: longest clip that has position codes.
+        temporal_convolution: whether a TemporalConv comes before every transformer.
+        kind: "animatediff v1" | "animatediff v2" | "animatediff v3" | "animatediff sdxl" | "hotshotxl" |
+            "animatelcm" | "pia" | "frozen" (made here).
+        beta_schedule: noise schedule it was trained with, a name in modules/host/motion_schedule.py, or
+            "keep" for the image model's own.
+        groupnorm: "pooled" when the image model's ResBlock norms and final norm take their statistics over
+            all frames of a clip (AnimateDiff v1), else "per frame".
+        fps: frames per second it was trained with.
+    """
+    family: str
+    channels: tuple[int, ...]
+    mid: bool = True
+    max_frames: int = 32
+    temporal_convolution: bool = False
+    kind: str = "frozen"
+    beta_schedule: str = "keep"
+    groupnorm: str = "per frame"
+    fps: float = 8.0
+
+
+class MotionLayer(NamedTuple):
+    """What happens at one place of the U-Net: an optional convolution along time, then the transformer."""
+    transformer: TemporalTransformer
+    convolution: TemporalConv | None = None
+
+    def __call__(self, x: Tensor, frames: int) -> Tensor:
+        """x [(b f), C, H, W] with f = `frames`; returns the same shape."""
+        if self.convolution is not None:
+            x = self.convolution(x, frames)
+        return self.transformer(x, frames)
+
+
+class MotionUnit(nn.Module):
+    """The name `temporal_transformer` of the files."""
+
+    def __init__(self, transformer: TemporalTransformer):
+        super().__init__()
+        self.temporal_transformer = transformer
+
+
+class MotionLevel(nn.Module):
+    """The name `motion_modules` of the files: the layers of one level of the U-Net."""
+
+    def __init__(self, units: list[MotionUnit]):
+        super().__init__()
+        self.motion_modules = nn.ModuleList(units)
+
+
+class MotionModule(nn.Module):
+    """All temporal layers of a U-Net. It has no forward: its layers are spliced into the image model.
+
+    The keys of its state_dict are those of an AnimateDiff file; convolutions are under `harivo.tconv`, a name
+    without the substrings by which other loaders recognise motion weights, so that those loaders skip them.
+    """
+
+    def __init__(self, config: MotionConfig, operations=nn, dtype=None, device=None):
+        super().__init__()
+        self.config = config
+        made = {"operations": operations, "dtype": dtype, "device": device}
+
+        def level(channels: int, layers: int) -> MotionLevel:
+            return MotionLevel([MotionUnit(TemporalTransformer(channels, config.max_frames, **made))
+                                for _ in range(layers)])
+
+        self.down_blocks = nn.ModuleList(level(width, DOWN_LAYERS) for width in config.channels)
+        self.up_blocks = nn.ModuleList(level(width, UP_LAYERS) for width in reversed(config.channels))
+        self.mid_block = level(config.channels[-1], 1) if config.mid else None
+        if config.temporal_convolution:
+            def convolutions(channels: int, layers: int) -> nn.ModuleList:
+                return nn.ModuleList(TemporalConv(channels, **made) for _ in range(layers))
+
+            tconv = nn.ModuleDict({
+                "down": nn.ModuleList(convolutions(width, DOWN_LAYERS) for width in config.channels),
+                "mid": nn.ModuleList([convolutions(config.channels[-1], 1)] if config.mid else []),
+                "up": nn.ModuleList(convolutions(width, UP_LAYERS) for width in reversed(config.channels))})
+            self.harivo = nn.ModuleDict({"tconv": tconv})
+
+    def layers(self, part: str) -> list[MotionLayer]:
+        """The layers of "down", "mid" or "up", in the order in which the U-Net meets them."""
+        levels = {"down": self.down_blocks, "up": self.up_blocks,
+                  "mid": [] if self.mid_block is None else [self.mid_block]}[part]
+        transformers = [unit.temporal_transformer for level in levels for unit in level.motion_modules]
+        if not self.config.temporal_convolution:
+            return [MotionLayer(transformer) for transformer in transformers]
+        convolutions = [conv for level in self.harivo["tconv"][part] for conv in level]
+        return [MotionLayer(*pair) for pair in zip(transformers, convolutions, strict=True)]
+
+    def output_projections(self) -> Iterator[nn.Module]:
+        """The last layer of every residual branch. All zero: the module does nothing."""
+        for part in ("down", "mid", "up"):
+            for layer in self.layers(part):
+                yield layer.transformer.proj_out
+                if layer.convolution is not None:
+                    yield layer.convolution.conv2
+
+
+def fresh_motion_module(config: MotionConfig, seed: int = 0, operations=nn) -> MotionModule:
+    """A module to train from scratch, fp32: torch's initial values drawn from `seed`, the identity at birth.
+
+    torch's own random state is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = MotionModule(config, operations)
+        for layer in module.modules():
+            for kind in (nn.Linear, nn.Conv3d, nn.GroupNorm, nn.LayerNorm):
+                if isinstance(layer, kind):
+                    kind.reset_parameters(layer)        # the host's layers start as uninitialised memory
+    for layer in module.output_projections():
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return module

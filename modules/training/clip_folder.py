@@ -1,0 +1,225 @@
+"""Clips cut out of a folder of video files and image sequences."""
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from .clips import ClipSettings
+from .order import seed_for
+from .video import (
+    PICTURES,
+    VIDEOS,
+    BrokenVideoError,
+    Scan,
+    find_cuts,
+    is_still,
+    picture_files,
+    read_frames,
+    scan_video,
+)
+
+SHORTEST = 2 / 3    # of a clip's length: a shorter scene is skipped (harivo.md 3: 2 s for 24 frames at 8 fps)
+FILE_COLUMNS = ("file", "filename", "file_name", "video", "path", "name")
+TEXT_COLUMNS = ("caption", "text", "prompt")
+
+
+class ClipFolderError(ValueError):
+    """A folder gives nothing to train on."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip of a file: what is on screen at `times`."""
+
+    path: Path                  # a video file, or a folder of pictures
+    caption: str
+    times: tuple[float, ...]    # seconds, one a frame
+    mirrored: bool = False
+
+
+@dataclass(frozen=True)
+class ClipFolder:
+    """The clips found in a folder, and what was found wrong. Made by `find_clips`."""
+
+    folder: Path
+    settings: ClipSettings
+    clips: tuple[Clip, ...]
+    notes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def caption(self, index: int) -> str:
+        return self.clips[index].caption
+
+    def pixels(self, index: int) -> Tensor:
+        """[F, 3, H, W] uint8. Raises BrokenVideoError naming the file, if it changed since it was scanned."""
+        clip, settings = self.clips[index], self.settings
+        try:
+            frames = read_frames(clip.path, clip.times, settings.fps, settings.width, settings.height)
+        except BrokenVideoError as error:
+            raise BrokenVideoError(
+                f"{clip.path}: {error}. Remove the file and build the dataset again.") from error
+        return frames.flip(-1) if clip.mirrored else frames
+
+    def key(self, index: int) -> str:
+        clip, settings = self.clips[index], self.settings
+        return f"{file_state(clip.path)}|{clip.times}|{clip.mirrored}|{settings.size}"
+
+    def report(self) -> str:
+        files = len({clip.path for clip in self.clips})
+        kind = f"{self.settings.frames} frames at {self.settings.fps:g} fps, {self.settings.size}"
+        return "\n".join([f"{len(self)} clips of {kind}, from {files} files in {self.folder}", *self.notes])
+
+
+def find_clips(folder: Path, settings: ClipSettings, tick: Callable[[], None] = lambda: None) -> ClipFolder:
+    """Scan a folder and its subfolders for video files and image sequences, and cut them into clips.
+
+    A subfolder that holds pictures is one sequence. A caption is the text of NAME.txt beside a file (or of
+    caption.txt inside a sequence), else the file's row in the one .csv at the top. Scenes end at hard cuts;
+    files that are broken, too short or still are skipped and noted. `tick` is called often and may
+    raise to stop.
+
+    Raises ClipFolderError if the folder does not exist or yields no clip: it says what was found.
+    """
+    if not folder.is_dir():
+        raise ClipFolderError(f"There is no folder {folder}. Give the folder that holds your videos, or "
+                              "image sequences in subfolders.")
+    captions = _read_csv(folder)
+    clips: list[Clip] = []
+    notes: list[str] = []
+    files = list(_sources(folder))
+    for path in files:
+        name = path.relative_to(folder).as_posix() if path != folder else folder.name
+        try:
+            scan = scan_video(path, settings.fps, tick)
+        except BrokenVideoError as error:
+            notes.append(f"{name}: skipped, {error}")
+            continue
+        caption = _caption(path, folder, captions)
+        found = list(_cut(path, scan, settings, caption or "", name, notes))
+        if found and caption is None:
+            notes.append(f"{name}: has no caption; it is trained without text")
+        clips += found
+    if not clips:
+        raise ClipFolderError(_nothing(folder, files, notes))
+    if settings.max_clips and len(clips) > settings.max_clips:
+        notes.append(f"{len(clips) - settings.max_clips} clips left out by the limit of {settings.max_clips}")
+        clips = _spread(clips, settings.max_clips)
+    return ClipFolder(folder, settings, tuple(clips), tuple(notes))
+
+
+def file_state(path: Path) -> str:
+    """Path, size and time of change of a file, or of the pictures of a sequence."""
+    files = picture_files(path) if path.is_dir() else [path]
+    stats = [file.stat() for file in files]
+    size, changed = sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)
+    return f"{path.resolve()}|{len(files)}|{size}|{changed}"
+
+
+def folder_state(folder: Path) -> str:
+    """A text that changes when a file in the folder is added, removed or changed."""
+    if not folder.is_dir():
+        return "missing"
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return str(seed_for(*(f"{path}|{path.stat().st_size}|{path.stat().st_mtime_ns}" for path in files)))
+
+
+def _sources(folder: Path) -> Iterator[Path]:
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(root, name) for name in sorted(names)
+                    if name.lower().endswith(VIDEOS) and not name.startswith("."))
+        if len(picture_files(Path(root))) > 1:
+            yield Path(root)
+
+
+def _cut(path: Path, scan: Scan, settings: ClipSettings, caption: str, name: str,
+         notes: list[str]) -> Iterator[Clip]:
+    """The clips of one file; `notes` is told about cuts, short scenes and still clips."""
+    cuts = find_cuts(scan.thumbs)
+    if cuts:
+        where = ", ".join(f"{scan.times[cut]:.2f} s" for cut in cuts[:5]) + (", ..." if len(cuts) > 5 else "")
+        notes.append(f"{name}: split at {len(cuts)} cut{'s' * (len(cuts) > 1)} ({where})")
+    short = still = 0
+    bounds = [0, *cuts, len(scan.times)]
+    for first, last in zip(bounds, bounds[1:], strict=False):
+        begin, end = scan.times[first], scan.times[last] if last < len(scan.times) else scan.end
+        starts, step = _starts(begin, end, settings)
+        short += not starts
+        if starts and step < 1 / settings.fps:
+            notes.append(f"{name}: a scene of {end - begin:.2f} s is slowed down to {settings.seconds:.2f} s")
+        for start in starts:
+            times = tuple(round(start + k * step, 6) for k in range(settings.frames))
+            begins, ends = scan.times.searchsorted([times[0] + 1e-5, times[-1] + 1e-5])
+            if not settings.keep_still and is_still(scan.thumbs[begins - 1:ends]):
+                still += 1
+                continue
+            mirrored = settings.mirror and bool(seed_for("mirror", name, times[0]) & 1)
+            yield Clip(path, caption, times, mirrored)
+    if short:
+        what = "it is" if not cuts else f"{short} of {len(bounds) - 1} scenes are"
+        all_of_it, least = scan.end - scan.times[0], SHORTEST * settings.seconds
+        notes.append(f"{name}: skipped, {what} too short ({all_of_it:.2f} s in all, {least:.2f} s needed)")
+    if still:
+        notes.append(f"{name}: {still} clip{'s' * (still > 1)} skipped, nothing moves")
+
+
+def _starts(begin: float, end: float, settings: ClipSettings) -> tuple[list[float], float]:
+    """Start times of the clips of a scene, and the seconds between two of their frames."""
+    length, whole = end - begin + 1e-3, settings.seconds
+    if length < SHORTEST * whole:
+        return [], 0.0
+    if length < whole:
+        return [float(begin)], float(end - begin) / settings.frames
+    count = int((length - whole) / (settings.stride or whole)) + 1
+    return [float(begin + index * (settings.stride or whole)) for index in range(count)], 1 / settings.fps
+
+
+def _spread(clips: list[Clip], count: int) -> list[Clip]:
+    return [clips[index * len(clips) // count] for index in range(count)]
+
+
+def _read_csv(folder: Path) -> dict[str, str]:
+    """File name, path or stem -> caption, of the one .csv in the folder. Raises ClipFolderError."""
+    tables = sorted(folder.glob("*.csv"))
+    if len(tables) > 1:
+        names = ", ".join(table.name for table in tables)
+        raise ClipFolderError(f"{folder} holds several .csv files ({names}); keep the one with the captions.")
+    if not tables:
+        return {}
+    try:
+        rows = [row for row in csv.reader(tables[0].open(encoding="utf-8-sig", newline="")) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ClipFolderError(f"{tables[0]} cannot be read as a table in UTF-8: {error}.") from error
+    header = [cell.strip().lower() for cell in rows[0]] if rows else []
+    columns = [next((header.index(name) for name in names if name in header), None)
+               for names in (FILE_COLUMNS, TEXT_COLUMNS)]
+    if None in columns:
+        raise ClipFolderError(
+            f"{tables[0]} needs a first line that names a column of files ({', '.join(FILE_COLUMNS)}) and "
+            f"one of captions ({', '.join(TEXT_COLUMNS)}); it reads: {','.join(header)[:80]!r}.")
+    return {row[columns[0]].strip(): row[columns[1]].strip() for row in rows[1:] if len(row) > max(columns)}
+
+
+def _caption(path: Path, folder: Path, table: dict[str, str]) -> str | None:
+    for text in (path.with_suffix(".txt"), path.parent / f"{path.name}.txt", path / "caption.txt"):
+        if text.is_file():
+            return " ".join(text.read_text(encoding="utf-8-sig", errors="replace").split())
+    names = (path.relative_to(folder).as_posix(), path.name, path.stem)
+    return next((table[name] for name in names if name in table), None)
+
+
+def _nothing(folder: Path, files: list[Path], notes: list[str]) -> str:
+    if files:
+        reasons = "; ".join(notes[:5]) + ("; ..." if len(notes) > 5 else "")
+        return f"No usable clip in {folder}, of {len(files)} found: {reasons}."
+    names = sorted(path.name for path in folder.iterdir())
+    found = f"it holds {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "it is empty"
+    return (f"No video in {folder}: {found}. Expected video files ({' '.join(VIDEOS)}) or subfolders of "
+            f"pictures ({' '.join(PICTURES)}).")

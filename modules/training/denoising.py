@@ -1,0 +1,84 @@
+"""Denoising of clips: noise levels, the plain loss, and a small DDIM sampler for looking at a training.
+
+Variance-preserving form (harivo.md 2.0): x_t = a_t x_0 + s_t eps, a_t^2 = abar_t, s_t^2 = 1 - abar_t.
+A predictor is a function of (x_t [B, F, C, h, w], t [B], Text of B captions) and gives eps or v of x's shape.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .encoded import ClipBatch, Text, stack_texts
+
+Predictor = Callable[[Tensor, Tensor, Text], Tensor]
+
+
+@dataclass(frozen=True)
+class NoiseLevels:
+    """The T noise levels of a model, and what it predicts."""
+
+    abar: Tensor                        # [T] float64, falling
+    prediction: Literal["eps", "v"]
+
+    def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """x_t. x0, eps [B, ...]; t [B]"""
+        a, s = self._factors(t, x0)
+        return a * x0 + s * eps
+
+    def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """What the model should predict: eps, or v = a_t eps - s_t x_0 (Salimans and Ho 2022)."""
+        if self.prediction == "eps":
+            return eps
+        a, s = self._factors(t, x0)
+        return a * eps - s * x0
+
+    def split(self, x: Tensor, predicted: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(x_0, eps) that a prediction at x_t = x stands for."""
+        a, s = self._factors(t, x)
+        if self.prediction == "eps":
+            return (x - s * predicted) / a, predicted
+        return a * x - s * predicted, s * x + a * predicted
+
+    def _factors(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        abar = self.abar[t.cpu()].view(-1, *[1] * (like.ndim - 1))
+        return abar.sqrt().to(like), (1 - abar).sqrt().to(like)
+
+
+def denoising_loss(predict: Predictor, levels: NoiseLevels, factor: Callable[[Tensor], Tensor],
+                   device: torch.device) -> Callable[[ClipBatch, torch.Generator], Tensor]:
+    """The loss of AnimateDiff's training: mean squared error of the prediction, one t a clip (harivo.md 3).
+
+    Args:
+        factor: from the VAE's latents to those of the model, e.g. times 0.18215.
+    """
+    def loss(batch: ClipBatch, generator: torch.Generator) -> Tensor:
+        x0 = factor(batch.latents.to(device))
+        t = torch.randint(len(levels.abar), (len(x0),), generator=generator).to(device)
+        eps = torch.randn(x0.shape, generator=generator).to(device)
+        predicted = predict(levels.add_noise(x0, eps, t), t, batch.text)
+        return F.mse_loss(predicted.float(), levels.target(x0, eps, t))
+
+    return loss
+
+
+def ddim(predict: Predictor, levels: NoiseLevels, noise: Tensor, text: Text, empty: Text, steps: int,
+         cfg: float) -> Iterator[Tensor]:
+    """Sample a clip by DDIM with classifier-free guidance; yields the estimate of x_0 after every step.
+
+    noise [1, F, C, h, w] of unit variance; the last estimate is the sample.
+    """
+    both = stack_texts([empty, text])
+    times = torch.linspace(len(levels.abar) - 1, 0, steps).round().long()
+    x = noise
+    for now, later in zip(times, [*times[1:], None], strict=True):
+        t = now.repeat(2).to(x.device)
+        without, given = predict(torch.cat([x, x]), t, both).float().chunk(2)
+        x0, eps = levels.split(x, without + cfg * (given - without), t[:1])
+        yield x0
+        if later is not None:
+            x = levels.add_noise(x0, eps, later[None])

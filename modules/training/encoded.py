@@ -1,0 +1,148 @@
+"""Latents and text of clips, encoded once and kept on disk."""
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .checkpoint import save_atomically
+from .clips import ClipSource
+from .order import batch_indices, stream
+
+
+@dataclass(frozen=True)
+class Text:
+    """What the U-Net gets of a caption."""
+
+    tokens: Tensor                  # [B, L, D] for cross-attention
+    pooled: Tensor | None           # [B, P], None if the text model has none
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """Clips to train on."""
+
+    latents: Tensor                 # [B, F, C, h, w] as the VAE gives them, without the model's factor
+    text: Text
+
+
+class Codec(Protocol):
+    """The frozen encoders. The two names change when the encoders give other values."""
+
+    vae_name: str
+    clip_name: str
+
+    def latents(self, pixels: Tensor) -> Tensor: ...        # [F, 3, H, W] uint8 -> [F, C, h, w]
+    def text(self, caption: str) -> Text: ...               # with B = 1
+
+
+class EncodedClips:
+    """The clips of a source through the encoders, cached in a folder: one fp16 file a clip, one a caption.
+
+    A file is named after all that decides its content (video file, times, size, encoder), so adding a video
+    encodes no other again, and an interrupted encoding goes on where it was.
+    """
+
+    def __init__(self, source: ClipSource, codec: Codec, folder: Path):
+        self.source, self.codec = source, codec
+        captions = sorted({source.caption(index) for index in range(len(source))} | {""})
+        self._latents = [folder / "latents" / _name(codec.vae_name, source.key(index))
+                         for index in range(len(source))]
+        self._text = {caption: folder / "text" / _name(codec.clip_name, caption) for caption in captions}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def name(self) -> str:
+        """Of the set as a whole: a checkpoint trained on it is resumed on no other."""
+        return _digest(*(path.name for path in self._latents), *map(self.source.caption, range(len(self))))
+
+    def encode(self) -> Iterator[tuple[int, int]]:
+        """Encode what is missing; yields (pieces done, pieces in all), once for what was there already.
+
+        Raises ValueError for latents that are not finite, CheckpointError when the disk is full.
+        """
+        missing_text = [caption for caption, path in self._text.items() if not _is_whole(path)]
+        missing = [index for index, path in enumerate(self._latents) if not _is_whole(path)]
+        total = len(self._text) + len(self)
+        done = total - len(missing_text) - len(missing)
+        yield done, total
+        for caption in missing_text:
+            text = self.codec.text(caption)
+            tensors = {"tokens": text.tokens} | ({} if text.pooled is None else {"pooled": text.pooled})
+            _write(self._text[caption], tensors, f"the caption {caption!r}", "text model")
+            yield (done := done + 1), total
+        for index in missing:
+            latents = self.codec.latents(self.source.pixels(index))
+            _write(self._latents[index], {"latents": latents}, f"clip {index + 1}", "VAE")
+            yield (done := done + 1), total
+
+    def latents(self, index: int) -> Tensor:
+        """[F, C, h, w] float32."""
+        return _read(self._latents[index])["latents"]
+
+    def text(self, caption: str) -> Text:
+        """Of a caption of the set, or of the empty one."""
+        tensors = _read(self._text[caption])
+        return Text(tensors["tokens"], tensors.get("pooled"))
+
+    def batch(self, size: int, frames: int, dropout: float, seed: int, draw: int) -> ClipBatch:
+        """Batch number `draw`: `size` clips, of each a random run of `frames` frames, some without text."""
+        generator = stream("clips", seed, draw)
+        latents, texts = [], []
+        for index in batch_indices(len(self), size, seed, draw):
+            clip = self.latents(index)
+            start = int(torch.randint(len(clip) - frames + 1, (), generator=generator))
+            latents.append(clip[start:start + frames])
+            dropped = torch.rand((), generator=generator) < dropout
+            texts.append(self.text("" if dropped else self.source.caption(index)))
+        return ClipBatch(torch.stack(latents), stack_texts(texts))
+
+
+def stack_texts(texts: list[Text]) -> Text:
+    """One batch of texts whose lengths may differ: each is repeated up to their least common multiple.
+
+    Cross-attention gives the same values for a text and its repetition; the host samples likewise.
+    """
+    length = math.lcm(*(text.tokens.shape[1] for text in texts))
+    tokens = torch.cat([text.tokens.repeat(1, length // text.tokens.shape[1], 1) for text in texts])
+    pooled = [text.pooled for text in texts if text.pooled is not None]
+    return Text(tokens, torch.cat(pooled) if pooled else None)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the cache holds the file; a damaged one counts as missing and is made again."""
+    try:
+        with safe_open(str(path), framework="pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
+
+
+def _name(*names: str) -> str:
+    return f"{_digest(*names)}.safetensors"
+
+
+def _digest(*names: str) -> str:
+    return blake2b("\n".join(names).encode(), digest_size=12).hexdigest()
+
+
+def _write(path: Path, tensors: dict[str, Tensor], what: str, model: str) -> None:
+    for tensor in tensors.values():
+        if not tensor.isfinite().all():
+            raise ValueError(f"The {model} gave values for {what} that are not finite. Run the {model} in "
+                             "float32 (start ComfyUI with --fp32-vae --fp32-text-enc), or remove the clip.")
+    save_atomically(path, {name: tensor.half().contiguous() for name, tensor in tensors.items()}, {})
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    return {name: tensor.float() for name, tensor in load_file(str(path)).items()}

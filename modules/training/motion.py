@@ -1,0 +1,57 @@
+"""How to train a motion module: the recipe (harivo.md 3)."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .loop import TrainSettings
+
+FRESH_SCHEDULE = "sqrt_linear"      # linear betas, with which AnimateDiff was trained; the name is the host's
+
+
+@dataclass(frozen=True)
+class MotionRecipe:
+    """Everything that decides what comes out of a training, but for models and data."""
+
+    steps: int = 1000
+    learning_rate: float = 1e-4
+    batch_size: int = 1                 # clips at once
+    accumulate: int = 1                 # batches a step
+    frames: int = 0                     # of a clip; 0 = all frames of the dataset's clips
+    temporal_convolution: bool = False
+    beta_schedule: str = "auto"         # of the warm start, else FRESH_SCHEDULE; "keep" = the model's own
+    warm_start_rate: float = 0.1        # factor on the learning rate of weights taken from a warm start
+    caption_dropout: float = 0.1
+    ema: float = 0.999
+    precision: str = "fp32"
+    gradient_checkpointing: bool = True
+    schedule: str = "constant"
+    warmup: int = 0
+    checkpoint_every: int = 200
+    seed: int = 0
+    sample_every: int = 0               # steps; 0 = only at the end
+    sample_prompt: str = ""             # "" = the first clip's caption
+
+    def __post_init__(self):
+        if self.batch_size < 1:
+            raise ValueError(f"A batch needs at least 1 clip; {self.batch_size} was given.")
+        if not 0 <= self.caption_dropout <= 1:
+            raise ValueError(f"caption_dropout is a fraction from 0 to 1; {self.caption_dropout} was given.")
+        self.settings()
+
+    def settings(self) -> TrainSettings:
+        """The part of the recipe that the training loop knows."""
+        return TrainSettings(
+            steps=self.steps, lr=self.learning_rate, warmup=self.warmup, schedule=self.schedule,
+            accumulate=self.accumulate, seed=self.seed, precision=self.precision,
+            checkpoint_every=self.checkpoint_every)
+
+    def frames_of(self, available: int, most: int) -> int:
+        """Frames to train on. Raises ValueError if the clips or the motion module have fewer."""
+        frames = self.frames or available
+        if not 2 <= frames <= available:
+            raise ValueError(f"frames is {frames}, but the clips of the dataset have {available}. Give 2 to "
+                             f"{available}, or 0 for all, or build the dataset with more.")
+        if frames > most:
+            raise ValueError(f"Clips of {frames} frames were given, but the motion module to start from can "
+                             f"do at most {most}. Set frames to at most {most}, or train a new module.")
+        return frames

@@ -1,0 +1,160 @@
+"""Training motion modules: clips to train on, and the training."""
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+from ..modules.training.motion import MotionRecipe
+
+ClipDataset = io.Custom("FROZEN_CLIP_DATASET")
+MotionModule = io.Custom("FROZEN_MOTION_MODULE")
+LossMap = io.Custom("LOSS_MAP")
+FOLDER, SPRITES = "folder", "sprite world"
+
+
+class FrozenClipDataset(io.ComfyNode):
+    """Clips out of a folder of videos and image sequences, or of sprite world."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FrozenClipDataset",
+            display_name="Clip Dataset",
+            category="frozen/motion",
+            description="Finds the clips to train a motion module on. Tells which files it cannot use.",
+            inputs=[
+                io.Combo.Input("source", options=[FOLDER, SPRITES], default=FOLDER,
+                               tooltip="Videos of your own in a folder, or the embedded sprite world."),
+                io.String.Input("folder", default="",
+                                tooltip="Folder with video files, or with subfolders of numbered pictures: "
+                                        "an absolute path, or one inside ComfyUI's input folder. Captions: "
+                                        "NAME.txt beside each file, or one .csv with columns file, caption."),
+                io.Int.Input("frames", default=16, min=2, max=128, tooltip="Frames of a clip."),
+                io.Float.Input("fps", default=8.0, min=1.0, max=60.0, step=0.5,
+                               tooltip="Frames a second of a clip; sources of any rate are resampled to it."),
+                io.Int.Input("width", default=256, min=32, max=2048, step=8,
+                             tooltip="Pixels. Frames are scaled to cover the size, then cropped at the "
+                                     "centre. Sprite world is always 128."),
+                io.Int.Input("height", default=256, min=32, max=2048, step=8,
+                             tooltip="Pixels. Sprite world is always 128."),
+                io.Float.Input("stride", default=0.0, min=0.0, max=3600.0, step=0.1,
+                               tooltip="Seconds between the starts of two clips of the same scene; 0 = no "
+                                       "overlap."),
+                io.Int.Input("max_clips", default=0, min=0, max=1000000,
+                             tooltip="At most so many clips, taken evenly from all; 0 = all (of sprite "
+                                     "world: 512)."),
+                io.Boolean.Input("mirror", default=False,
+                                 tooltip="Mirror half of the clips, each as a whole. Leave off if captions "
+                                         "say left or right."),
+                io.Boolean.Input("keep_still", default=False,
+                                 tooltip="Keep clips in which nothing moves."),
+                io.Int.Input("seed", default=0, min=0, max=2**32 - 1, control_after_generate=False,
+                             tooltip="Which clips of sprite world; a folder does not depend on it."),
+            ],
+            outputs=[
+                ClipDataset.Output(display_name="clips", tooltip="For Train Motion Module."),
+                io.String.Output(display_name="report",
+                                 tooltip="What was found, split at cuts, slowed down or left out, and why."),
+                io.Image.Output(display_name="preview", tooltip="Up to four clips, one a row."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, source: str, folder: str, **settings) -> str:
+        from ..modules.host.clip_dataset import input_folder
+        from ..modules.training.clip_folder import folder_state
+        return folder_state(input_folder(folder)) if source == FOLDER else ""
+
+    @classmethod
+    def execute(cls, source: str, folder: str, seed: int, **settings) -> io.NodeOutput:
+        from ..modules.host.clip_dataset import clips_of_folder, preview_rows
+        from ..modules.training.clips import ClipSettings, SpriteClips
+        settings = ClipSettings(**settings)
+        clips = (SpriteClips(settings.max_clips or 512, settings, seed) if source == SPRITES
+                 else clips_of_folder(folder, settings))
+        return io.NodeOutput(clips, clips.report(), preview_rows(clips), ui=ui.PreviewText(clips.report()))
+
+
+class FrozenTrainMotionModule(io.ComfyNode):
+    """Trains the temporal layers on clips; the image model stays frozen."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        recipe = MotionRecipe()
+        return io.Schema(
+            node_id="FrozenTrainMotionModule",
+            display_name="Train Motion Module",
+            category="frozen/motion",
+            description="Trains a motion module on clips, from scratch or from any motion file. The MODEL is "
+                        "only read. A cancelled training goes on where it was when queued again.",
+            inputs=[
+                io.Model.Input("model", tooltip="SD1.5 or SDXL image model, with LoRAs or not. Only read."),
+                io.Vae.Input("vae", tooltip="Encodes the clips, once; they are kept on disk."),
+                io.Clip.Input("clip", tooltip="Encodes the captions, once; they are kept on disk."),
+                ClipDataset.Input("clips", tooltip="From Clip Dataset."),
+                MotionModule.Input("motion_module", optional=True,
+                                   tooltip="Start from this module (warm start). Without it: from scratch."),
+                io.Int.Input("steps", default=recipe.steps, min=2, max=1000000,
+                             tooltip="Training steps. 5000 to 50000 for a module of general use."),
+                io.Float.Input("learning_rate", default=recipe.learning_rate, min=1e-7, max=1.0, step=1e-6,
+                               tooltip="For new weights. AdamW, constant rate."),
+                io.Int.Input("batch_size", default=recipe.batch_size, min=1, max=64,
+                             tooltip="Clips computed at once. More need more memory."),
+                io.Int.Input("accumulate", default=recipe.accumulate, min=1, max=256,
+                             tooltip="Batches that are added up to one step: the effective batch is "
+                                     "batch_size x accumulate; 8 and more train steadily."),
+                io.Int.Input("frames", default=recipe.frames, min=0, max=128,
+                             tooltip="Frames at once: a random run of each clip; 0 = the whole clip."),
+                io.Boolean.Input("temporal_convolution", default=recipe.temporal_convolution,
+                                 tooltip="Add a convolution along time before each temporal attention "
+                                         "(HARIVO). Other packs leave it out when they load the file."),
+                io.Combo.Input("beta_schedule", default=recipe.beta_schedule,
+                               options=["auto", "keep", "sqrt_linear", "linear", "linear (AnimateDiff-SDXL)"],
+                               tooltip="Noise levels, by the host's names. auto: those of motion_module, "
+                                       "else sqrt_linear (AnimateDiff's linear betas). keep: the MODEL's."),
+                io.Float.Input("warm_start_rate", default=recipe.warm_start_rate, min=0.0, max=1.0, step=0.01,
+                               tooltip="Factor on the learning rate for the weights of motion_module."),
+                io.Float.Input("caption_dropout", default=recipe.caption_dropout, min=0.0, max=1.0, step=0.01,
+                               tooltip="Share of clips trained without caption, which cfg needs."),
+                io.Float.Input("ema", default=recipe.ema, min=0.0, max=0.9999, step=0.0001, round=0.0001,
+                               tooltip="Decay of the moving average of the weights; the average comes out."),
+                io.Combo.Input("precision", options=["fp32", "bf16"], default=recipe.precision,
+                               tooltip="bf16 halves the memory of the frozen model and is faster on a GPU."),
+                io.Boolean.Input("gradient_checkpointing", default=recipe.gradient_checkpointing,
+                                 tooltip="Much less memory for about a third more time."),
+                io.Int.Input("sample_every", default=100, min=0, max=100000,
+                             tooltip="Show a sample clip every so many steps; 0 = only at the end."),
+                io.String.Input("sample_prompt", default=recipe.sample_prompt, multiline=True,
+                                tooltip="Text of the sample clip; empty = the caption of the first clip."),
+                io.Int.Input("checkpoint_every", default=recipe.checkpoint_every, min=1, max=100000,
+                             tooltip="Steps between checkpoints; the end and a cancel write one too."),
+                io.String.Input("checkpoint", default="motion",
+                                tooltip="Name of the checkpoint, in motion_training in the output folder."),
+                io.Boolean.Input("resume", default=True,
+                                 tooltip="Go on from the checkpoint of that name if there is one. Off: start "
+                                         "afresh; the old one is kept as NAME.previous."),
+                io.Int.Input("seed", default=recipe.seed, min=0, max=0xFFFFFFFFFFFFFFFF,
+                             control_after_generate=False,
+                             tooltip="First weights, order of the clips, noise: same seed, same training."),
+            ],
+            outputs=[
+                MotionModule.Output(display_name="motion_module",
+                                    tooltip="The averaged weights, for Apply and Save Motion Module."),
+                LossMap.Output(display_name="loss_map", tooltip="For the node Plot Loss Graph."),
+                io.Image.Output(display_name="sample", tooltip="A clip made at the end, frame by frame."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model, vae, clip, clips, checkpoint: str, resume: bool, motion_module=None,
+                **recipe) -> io.NodeOutput:
+        from ..modules.frame_sheet import frame_sheet
+        from ..modules.host.training import MotionTraining, checkpoint_path
+        from ..modules.host.training_progress import SHEET_COLUMNS, train_in_node
+        training = MotionTraining(model, vae, clip, clips, MotionRecipe(**recipe), motion_module,
+                                  checkpoint_path(checkpoint), resume)
+        frames = train_in_node(training, cls.hidden.unique_id)
+        return io.NodeOutput(training.result(), {"loss": training.losses}, frame_sheet(frames, SHEET_COLUMNS))
+
+
+NODES = [FrozenClipDataset, FrozenTrainMotionModule]

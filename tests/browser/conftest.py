@@ -1,0 +1,15 @@
+"""The browser of the tests: one for the session, skipped loudly where there is none."""
+import pytest
+
+
+@pytest.fixture(scope="session")
+def page(server):
+    """ComfyUI's page on the session's server: see testhost.browser.Page."""
+    from testhost.browser import Page, chromium
+    try:
+        opened = chromium()
+        browser = opened.__enter__()
+    except (FileNotFoundError, ImportError) as reason:
+        pytest.skip(f"BROWSER TESTS SKIPPED: {reason}")
+    yield Page(browser.new_page(viewport={"width": 1600, "height": 1000}), server.address)
+    opened.__exit__(None, None, None)

@@ -1,0 +1,35 @@
+"""Fixtures of the whole suite. What needs the host is imported inside the fixture that starts it."""
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def comfy(tmp_path_factory):
+    """ComfyUI imported in this process with the pack's nodes: see testhost.inprocess.HostInProcess."""
+    from testhost.inprocess import start
+    return start(tmp_path_factory.mktemp("comfyui"))
+
+
+@pytest.fixture(scope="session")
+def tiny_sd15(comfy):
+    """The function testhost.models.tiny_sd15."""
+    from testhost.models import tiny_sd15
+    return tiny_sd15
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(comfy):
+    """The function testhost.models.tiny_sdxl."""
+    from testhost.models import tiny_sdxl
+    return tiny_sdxl
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A real ComfyUI server with the pack loaded by the host's own loader: see testhost.server.Server."""
+    from testhost.server import Server
+    with Server(tmp_path_factory.mktemp("server")) as running:
+        yield running

@@ -1,0 +1,106 @@
+"""ControlNet on chosen frames: who gets the hint, who does not, and in which window."""
+import comfy.controlnet
+import pytest
+import torch
+from safetensors.torch import save_file
+from testhost.models import conditioning, sample
+
+from frozen_diffusion.modules.demo import models
+from frozen_diffusion.modules.demo.train_controlnet import ControlBranch
+from frozen_diffusion.modules.host import demo
+from frozen_diffusion.modules.host.control import control_frames, parse_frames, parse_strengths
+
+FRAMES = 4
+
+
+@pytest.fixture(scope="module")
+def model(comfy):
+    torch.manual_seed(0)
+    unet = demo.fresh_unet()
+    for parameter in unet.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    return demo.build_model(unet.state_dict())
+
+
+@pytest.fixture(scope="module")
+def control_net(model, tmp_path_factory):
+    torch.manual_seed(1)
+    branch = ControlBranch(demo.fresh_control(model.model.diffusion_model))
+    for parameter in branch.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter) * parameter.requires_grad
+    path = tmp_path_factory.mktemp("control") / "control.safetensors"
+    save_file({name: value.detach().contiguous().clone() for name, value in branch.file().items()}, str(path))
+    return comfy.controlnet.load_controlnet(str(path))
+
+
+def prompts():
+    return [[[torch.randn(1, 77, models.CONTEXT, generator=torch.Generator().manual_seed(seed)), {}]] for seed in (1, 2)]
+
+
+def run(model, conditionings, frames=FRAMES, steps=2):
+    return sample(model, frames, steps=steps, positive=conditionings[0], negative=conditionings[1])
+
+
+def test_only_listed_frames_change(model, control_net):
+    images = torch.rand(2, 128, 128, 3)
+    plain = run(model, prompts())
+    guided = run(model, control_frames(prompts(), control_net, images, "0, -1", "1.0", FRAMES, 0.0, 1.0))
+    assert torch.equal(guided[1:3], plain[1:3])
+    assert not torch.allclose(guided[0], plain[0], atol=1e-3)
+    assert not torch.allclose(guided[3], plain[3], atol=1e-3)
+
+
+def test_all_frames_at_full_strength_are_the_plain_controlnet(model, control_net):
+    images = torch.rand(FRAMES, 128, 128, 3)
+    ours = run(model, control_frames(prompts(), control_net, images, "0, 1, 2, 3", "1.0", FRAMES, 0.0, 1.0))
+    shared = control_net.copy().set_cond_hint(images.movedim(-1, 1), 1.0, (0.0, 1.0))
+    theirs = run(model, [[[tensor, {"control": shared, "control_apply_to_uncond": False}] for tensor, _ in prompt]
+                         for prompt in prompts()])
+    assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+
+
+def test_strength_zero_is_without(model, control_net):
+    images = torch.rand(1, 128, 128, 3)
+    none = run(model, control_frames(prompts(), control_net, images, "0", "0.0", FRAMES, 0.0, 1.0))
+    assert torch.equal(none, run(model, prompts()))
+
+
+def test_windows_get_the_hints_of_their_own_frames(model, control_net):
+    from comfy.context_windows import (
+        ContextFuseMethods,
+        ContextSchedules,
+        IndexListContextHandler,
+        get_matching_context_schedule,
+        get_matching_fuse_method,
+    )
+    windowed = model.clone()
+    windowed.model_options["context_handler"] = IndexListContextHandler(
+        context_schedule=get_matching_context_schedule(ContextSchedules.STATIC_STANDARD),
+        fuse_method=get_matching_fuse_method(ContextFuseMethods.FLAT), context_length=4, context_overlap=0)
+    images = torch.rand(2, 128, 128, 3)
+    # without a motion module this host's windows need as many noise levels as frames (context_windows.py, set_step)
+    plain = run(windowed, prompts(), 8, steps=7)
+    guided = run(windowed, control_frames(prompts(), control_net, images, "1, 6", "1.0", 8, 0.0, 1.0), 8, steps=7)
+    changed = [bool((guided[frame] - plain[frame]).abs().max() > 1e-3) for frame in range(8)]
+    assert changed == [frame in (1, 6) for frame in range(8)]
+
+
+def test_what_was_given_is_left_alone(model, control_net):
+    given = prompts()
+    control_frames(given, control_net, torch.rand(1, 64, 64, 3), "0", "1.0", FRAMES, 0.0, 1.0)
+    assert all("control" not in options for prompt in given for _, options in prompt)
+    assert control_net.cond_hint_original is None
+
+
+@pytest.mark.parametrize("text", ["", "a", "4", "-5", "0, 0", "0, -4", "1.5"])
+def test_wrong_frames_are_explained(text):
+    with pytest.raises(ValueError, match="the clip has 4 frames.*for example 0, -1"):
+        parse_frames(text, 4)
+
+
+def test_wrong_strengths_and_images_are_explained(control_net):
+    with pytest.raises(ValueError, match="give one number for all frames, or 3"):
+        parse_strengths("1, 2", 3)
+    with pytest.raises(ValueError, match="3 hint images were given for 2 frames"):
+        control_frames([conditioning(1)], control_net, torch.rand(3, 8, 8, 3), "0, 1", "1", 4, 0.0, 1.0)
+

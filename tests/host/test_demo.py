@@ -1,0 +1,110 @@
+"""Sprite world as host objects: what is trained outside the host is the same inside it."""
+import pytest
+import torch
+from comfy.controlnet import load_controlnet
+from comfy.sd import load_lora_for_models
+from safetensors.torch import save_file
+
+from frozen_diffusion.modules.demo import models, world
+from frozen_diffusion.modules.demo.pool import draw_pool, signed
+from frozen_diffusion.modules.demo.train_clip import ClipPair, pack
+from frozen_diffusion.modules.demo.train_controlnet import ControlBranch
+from frozen_diffusion.modules.demo.train_lora import RANK, attach, kohya_tensors
+from frozen_diffusion.modules.host import demo
+
+CAPTIONS = ["a small dog on the left of a blue striped background", "",
+            "a large cat on the right of a red plain background, moving left"]
+
+
+def disturbed(module: torch.nn.Module, trained_only: bool = False) -> torch.nn.Module:
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        if parameter.requires_grad or not trained_only:
+            parameter.data += 0.02 * torch.randn_like(parameter)
+    return module
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return disturbed(demo.fresh_unet()).requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    generator = torch.Generator().manual_seed(1)
+    return (torch.randn(2, 4, 16, 16, generator=generator), torch.tensor([5.0, 500.0]),
+            torch.randn(2, 77, models.CONTEXT, generator=generator))
+
+
+def test_the_world_comes_as_a_checkpoint_would(comfy):
+    model, clip, vae, vision = demo.load_sprite_world()
+    assert model.model.latent_format.scale_factor == 0.18215
+    assert clip.encode_from_tokens(clip.tokenize(CAPTIONS[0])).shape == (1, 77, models.CONTEXT)
+    pool = draw_pool(8, 0, seed=5)
+    pixels = (signed(pool.pixels) / 2 + 0.5).movedim(1, -1)
+    latents = vae.encode(pixels)
+    assert latents.shape == (8, 4, 16, 16)
+    assert 0.7 < (latents * 0.18215).std() < 1.3
+    error = (vae.decode(latents) - pixels).square().mean()
+    assert -10 * error.log10() > 26
+    assert vision.encode_image(pixels)["image_embeds"].shape == (8, models.CONTEXT)
+
+
+def test_host_and_training_read_a_caption_alike(comfy):
+    pair = ClipPair().eval()
+    text, vision = pack(pair, demo.caption_tokens(CAPTIONS).unique())
+    clip, tokens = demo.build_clip(text), demo.caption_tokens(CAPTIONS)
+    with torch.no_grad():
+        trained = pair.clip.text_model(input_ids=tokens).last_hidden_state
+        host = torch.cat([clip.encode_from_tokens(clip.tokenize(caption)) for caption in CAPTIONS])
+        torch.testing.assert_close(host, trained, atol=1e-5, rtol=0)
+        torch.testing.assert_close(demo.caption_context(clip, CAPTIONS, 24), host[:, :24], atol=1e-5, rtol=0)
+        pixels = torch.rand(2, 128, 128, 3)
+        seen = demo.build_clip_vision(vision).encode_image(pixels)["image_embeds"]
+        rounded = (pixels * 255).round() / 127.5 - 1
+        torch.testing.assert_close(seen, pair.clip.get_image_features(pixel_values=rounded.movedim(-1, 1)),
+                                   atol=2e-3, rtol=0)
+
+
+def test_a_trained_lora_is_the_hosts_lora(comfy, unet, inputs):
+    x, t, context = inputs
+    host_model = demo.build_model(unet.state_dict())
+    fine_tuned = demo.fresh_unet()
+    fine_tuned.load_state_dict(unet.state_dict())
+    loras = disturbed(attach(fine_tuned, demo.lora_names(), RANK))
+    tensors = {name: value.detach() for name, value in kohya_tensors(loras, RANK).items()}
+    patched, _ = load_lora_for_models(host_model, None, tensors, 1.0, 0.0)
+    with torch.no_grad():
+        expected = fine_tuned(x, t, context=context)
+        patched.patch_model()
+        torch.testing.assert_close(patched.model.diffusion_model(x, t, context=context), expected, atol=1e-5, rtol=0)
+        patched.unpatch_model()
+
+
+def test_a_trained_control_branch_is_the_hosts_control_lora(comfy, unet, inputs, tmp_path):
+    x, t, context = inputs
+    branch = disturbed(ControlBranch(demo.fresh_control(unet)), trained_only=True)
+    path = tmp_path / "control.safetensors"
+    save_file({name: value.detach().contiguous().clone() for name, value in branch.file().items()}, str(path))
+    control = load_controlnet(str(path))
+    control.pre_run(demo.build_model(unet.state_dict()).model, lambda percent: 0.0)
+    hint = torch.rand(2, 3, 128, 128)
+    with torch.no_grad():
+        expected, host = branch.control(x, hint, t, context), control.control_model(x, hint, t, context)
+    for part in ("output", "middle"):
+        for a, b in zip(expected[part], host[part], strict=True):
+            torch.testing.assert_close(b, a, atol=1e-5, rtol=0)
+
+
+def test_every_word_of_the_world_has_its_own_vector(comfy):
+    state = demo.read_weights("sprite_clip_text")
+    known = set(state["vocabulary.ids"].tolist())
+    captions = [world.caption(world.Scene(sprite, size, place, "red", "dots", motion))
+                for sprite in world.SPRITES for size in world.SIZES for place in world.PLACES for motion in world.MOTIONS]
+    assert set(demo.caption_tokens(captions).flatten().tolist()) <= known
+
+
+def test_a_missing_file_says_how_to_get_it_back(comfy, monkeypatch, tmp_path):
+    monkeypatch.setattr(demo, "WEIGHTS", tmp_path)
+    with pytest.raises(FileNotFoundError, match="Install Frozen Diffusion again"):
+        demo.read_weights("sprite_unet")

@@ -1,0 +1,366 @@
+"""Training a motion module on tiny random models of the real topologies, in the host."""
+from __future__ import annotations
+
+import contextlib
+from types import SimpleNamespace
+
+import comfy.lora
+import comfy.model_management
+import comfy.model_sampling
+import comfy.sd
+import comfy.taesd.taesd
+import pytest
+import torch
+
+from frozen_diffusion.modules.host.motion import LoadedMotion, apply_motion, hold_motion
+from frozen_diffusion.modules.host.private_unet import PrivateUNet, copy_unet, noise_levels
+from frozen_diffusion.modules.host.training import MotionTraining, build_module, checkpoint_path
+from frozen_diffusion.modules.motion.module import MotionConfig, fresh_motion_module
+from frozen_diffusion.modules.training.checkpoint import CheckpointError
+from frozen_diffusion.modules.training.clips import ClipSettings
+from frozen_diffusion.modules.training.encoded import Text
+from frozen_diffusion.modules.training.loop import NonFiniteError
+from frozen_diffusion.modules.training.motion import MotionRecipe
+from frozen_diffusion.modules.training.order import stream
+from testhost.models import CONTEXT, initialise, sample
+
+DATASET = {"frames": 4, "fps": 8.0, "width": 64, "height": 64, "stride": 0.0, "max_clips": 0, "mirror": False,
+           "keep_still": False, "seed": 0}
+RECIPE = MotionRecipe(steps=4, learning_rate=1e-3, batch_size=2, ema=0.5, checkpoint_every=2)
+
+
+class Squares:
+    """Three clips of four frames in which a white square moves over grey."""
+
+    settings = ClipSettings(frames=4, width=64, height=64)
+
+    def __len__(self):
+        return 3
+
+    def caption(self, index):
+        return f"square {index}"
+
+    def pixels(self, index):
+        pixels = torch.full((4, 3, 64, 64), 90, dtype=torch.uint8)
+        for frame in range(4):
+            pixels[frame, :, 16 * index:16 * index + 16, 12 * frame:12 * frame + 16] = 255
+        return pixels
+
+    def key(self, index):
+        return str(index)
+
+    def report(self):
+        return "3 clips of squares\nnothing else"
+
+
+class WordClip:
+    """Stands for a CLIP: every caption has random tokens of its own."""
+
+    def __init__(self, width=CONTEXT, pooled=1280):
+        self.width, self.pooled = width, pooled
+
+    def tokenize(self, text):
+        return text
+
+    def encode_from_tokens(self, text, return_pooled):
+        def draw(*shape):
+            return torch.randn(1, *shape, generator=stream("text", text))
+
+        return draw(77, self.width), draw(self.pooled)
+
+
+@pytest.fixture(scope="module")
+def vae():
+    """A real VAE of the host, of the class that draws previews: small and fast."""
+    vae = comfy.sd.VAE(sd=comfy.taesd.taesd.TAESD(latent_channels=4).state_dict())
+    initialise(vae.first_stage_model, seed=0)
+    return vae
+
+
+@pytest.fixture
+def setup(tiny_sd15, vae, tmp_path):
+    def make(model=None, recipe=RECIPE, name="run", clip=None, **more):
+        return MotionTraining(model or tiny_sd15(), vae, clip or WordClip(), Squares(), recipe,
+                              checkpoint=tmp_path / f"{name}.safetensors", cache=tmp_path / "cache", **more)
+    return make
+
+
+def run(training, stop_after=None):
+    """As a node does it: in inference mode. Returns the losses."""
+    with torch.inference_mode():
+        for _ in training.encode():
+            pass
+        with contextlib.closing(training.records()) as records:
+            losses = []
+            for record in records:
+                losses.append(record.loss)
+                if record.step == stop_after:
+                    break
+    return losses
+
+
+def checksum(model) -> int:
+    """Of every weight of the MODEL as it lies in memory, and of the module tree around them."""
+    names = [f"{name} {type(module).__name__}" for name, module in model.model.named_modules()]
+    weights = [f"{name} {tensor.data_ptr()} {hash(tensor.cpu().numpy().tobytes())}"
+               for name, tensor in model.model.state_dict().items()]
+    return hash("".join(names + weights))
+
+
+def state(loaded: LoadedMotion):
+    return loaded.module.state_dict()
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def inputs(batch=1, frames=4):
+    generator = stream("inputs")
+    x = torch.randn(batch, frames, 4, 8, 8, generator=generator)
+    return x, torch.full((batch,), 300), Text(torch.randn(batch, 77, CONTEXT, generator=generator), None)
+
+
+def test_the_copy_computes_what_the_model_computes(tiny_sd15):
+    model = tiny_sd15()
+    module, _ = build_module(MotionConfig("sd15", (32, 64, 128, 128)), 0, None)
+    x, t, text = inputs()
+    with torch.no_grad():
+        expected = model.model.diffusion_model(x[0], t.repeat(4), text.tokens.repeat(4, 1, 1))
+        found = PrivateUNet(model, module, frames=4)(x, t, text)[0]
+    assert torch.allclose(found, expected, atol=1e-5)     # a fresh module is the identity
+
+
+def test_patches_are_merged_and_the_model_may_be_loaded(tiny_sd15):
+    model = tiny_sd15()
+    key = "diffusion_model.input_blocks.1.1.proj_in.weight"
+    plain = model.model.diffusion_model.input_blocks[1][1].proj_in.weight.clone()
+    change = torch.randn(plain.shape)
+    patched = model.clone()
+    patched.add_patches({key: (change,)}, 0.5)
+    for loaded in (False, True):
+        if loaded:
+            comfy.model_management.load_models_gpu([patched], force_patch_weights=True)
+        before = checksum(model)
+        assert torch.allclose(copy_unet(patched).input_blocks[1][1].proj_in.weight, plain + 0.5 * change)
+        assert torch.equal(copy_unet(model).input_blocks[1][1].proj_in.weight, plain)
+        assert checksum(model) == before
+    comfy.model_management.unload_all_models()
+
+
+def test_training_lowers_the_loss(setup):
+    training = setup(recipe=MotionRecipe(steps=30, learning_rate=3e-3, batch_size=3, ema=0.9,
+                                         beta_schedule="keep", caption_dropout=0.0))
+    run(training)
+    from frozen_diffusion.modules.training.denoising import denoising_loss
+    loss = denoising_loss(training.predict, training.levels, training.predict.latents_in, torch.device("cpu"))
+
+    @torch.no_grad()
+    def measure():
+        batches = [training.clips.batch(3, 4, 0.0, 7, draw) for draw in range(6)]
+        return sum(loss(batch, stream("test", draw)).item() for draw, batch in enumerate(batches))
+
+    with training.average.applied(training.module):
+        after = measure()
+    with torch.no_grad():
+        for layer in training.module.output_projections():
+            layer.weight.zero_()
+            layer.bias.zero_()
+    assert after < 0.9 * measure()                  # without the module's contribution
+
+
+def test_the_model_is_untouched_in_every_way_of_ending(setup, tiny_sd15, monkeypatch):
+    model = tiny_sd15()
+    before = checksum(model)
+    run(setup(model, name="success"))
+    assert checksum(model) == before
+    run(setup(model, name="cancelled"), stop_after=1)
+    assert checksum(model) == before
+    training = setup(model, name="broken")
+    monkeypatch.setattr(training, "rate", lambda name: 1.0)
+    monkeypatch.setattr(training, "batch", lambda draw: SimpleNamespace(
+        latents=torch.full((2, 4, 4, 8, 8), float("nan")), text=inputs(2)[2]))
+    with pytest.raises(NonFiniteError):
+        run(training)
+    assert checksum(model) == before
+    training = setup(model, name="no_room")
+    training.checkpoint = training.checkpoint / "not" / "a folder"
+    training.checkpoint.parents[1].write_text("a file in the way")
+    with pytest.raises(CheckpointError, match="could not be written"):
+        run(training)
+    assert checksum(model) == before
+
+
+def test_a_cancelled_training_goes_on_bit_for_bit(setup):
+    whole = setup(name="whole")
+    expected = run(whole)
+    first = setup(name="cut")
+    before = run(first, stop_after=1)
+    second = setup(name="cut")
+    after = run(second)
+    assert before + after == expected == second.losses
+    assert same(state(whole.result()), state(second.result()))
+    done = setup(name="cut")
+    assert run(done) == [] and done.losses == expected and same(state(done.result()), state(whole.result()))
+
+
+def test_the_host_s_interrupt_stops_anywhere_and_leaves_a_checkpoint(setup, monkeypatch):
+    interrupted = comfy.model_management.InterruptProcessingException
+    training = setup()
+    calls = []
+
+    def encode(pixels, latents=training.codec.latents):
+        calls.append(1)
+        if len(calls) == 2:
+            comfy.model_management.interrupt_current_processing()
+        return latents(pixels)
+
+    monkeypatch.setattr(training.codec, "latents", encode)
+    with pytest.raises(interrupted):                # while encoding
+        run(training)
+    training = setup()
+    assert next(iter(training.encode())) == (5, 7)  # 4 captions and one clip are kept
+    inner = training.batch
+
+    def batch(draw):
+        if draw == 2:
+            comfy.model_management.interrupt_current_processing()
+        return inner(draw)
+
+    monkeypatch.setattr(training, "batch", batch)
+    with pytest.raises(interrupted):                # inside a step
+        run(training)
+    resumed = setup()
+    assert len(run(resumed)) == 2
+    comfy.model_management.interrupt_current_processing()
+    with pytest.raises(interrupted):                # while sampling
+        resumed.sample()
+    assert resumed.sample().shape == (4, 64, 64, 3)
+
+
+def test_starting_afresh_sets_the_old_checkpoint_aside(setup, tmp_path):
+    run(setup())
+    assert len(run(setup(resume=False))) == 4
+    assert (tmp_path / "run.previous.safetensors").is_file()
+
+
+def test_another_start_or_data_is_not_resumed(setup, monkeypatch):
+    run(setup(), stop_after=1)
+    with pytest.raises(CheckpointError, match="made with temporal convolution 'False'"):
+        run(setup(recipe=MotionRecipe(**{**RECIPE.__dict__, "temporal_convolution": True})))
+    monkeypatch.setattr(Squares, "caption", lambda self, index: "another")
+    with pytest.raises(CheckpointError, match="made with clips"):
+        run(setup())
+
+
+def test_checkpointing_and_bf16_change_little(setup):
+    losses = {}
+    changes = {"plain": {"gradient_checkpointing": False}, "checkpointing": {}, "bf16": {"precision": "bf16"},
+               "conv": {"temporal_convolution": True}}
+    for name, change in changes.items():
+        training = setup(name=name, recipe=MotionRecipe(**{**RECIPE.__dict__, **change}))
+        losses[name] = run(training)
+        assert training.sample().isfinite().all()
+    assert losses["checkpointing"] == pytest.approx(losses["plain"], rel=1e-4)
+    assert losses["bf16"] == pytest.approx(losses["plain"], rel=0.1)
+    assert losses["conv"][0] == pytest.approx(losses["plain"][0], rel=1e-5)
+
+
+def test_sdxl(setup, tiny_sdxl):
+    model = tiny_sdxl()
+    before = checksum(model)
+    training = setup(model)
+    assert all(loss > 0 for loss in run(training))
+    assert training.config.family == "sdxl" and training.sample().shape == (4, 64, 64, 3)
+    assert checksum(model) == before
+
+
+def trained(config: MotionConfig) -> LoadedMotion:
+    """A module that does something."""
+    module = fresh_motion_module(config, 1)
+    with torch.no_grad():
+        for layer in module.output_projections():
+            layer.weight.normal_(0, 0.02, generator=stream("layer"))
+    return hold_motion(config, module.state_dict(), "given.safetensors")
+
+
+@pytest.mark.parametrize("groupnorm", ["per frame", "pooled"])
+def test_warm_start(setup, groupnorm):
+    config = MotionConfig("sd15", (32, 64, 128, 128), mid=False, max_frames=24, groupnorm=groupnorm,
+                          beta_schedule="sqrt_linear", kind="animatediff v1")
+    warm = trained(config)
+    given = {name: tensor.clone() for name, tensor in state(warm).items()}
+    recipe = MotionRecipe(**{**RECIPE.__dict__, "warm_start_rate": 0.0, "temporal_convolution": True})
+    training = setup(recipe=recipe, warm=warm)
+    run(training)
+    result = training.result()
+    assert result.config.groupnorm == groupnorm and result.config.temporal_convolution
+    assert training.config.beta_schedule == "sqrt_linear"
+    assert same(given, {name: state(result)[name] for name in given})       # at rate 0 the given weights rest
+    convolutions = [name for name in state(result) if name.endswith("conv2.weight")]
+    assert convolutions and all(state(result)[name].abs().sum() > 0 for name in convolutions)
+    assert same(given, state(warm))
+    long = MotionRecipe(frames=30)
+    with pytest.raises(ValueError, match="frames is 30, but the clips of the dataset have 4"):
+        setup(recipe=long, warm=warm)
+
+
+def test_the_result_moves_a_sampled_clip_and_is_what_was_averaged(setup, tiny_sd15):
+    model = tiny_sd15()
+    training = setup(model)
+    run(training)
+    result = training.result()
+    assert result.source == "run"
+    assert result.metadata == {"train_data": "3 clips of squares", "train_steps": "4"}
+    assert all(torch.equal(state(result)[name], weight) for name, weight in training.average.weights.items())
+    assert not torch.equal(sample(apply_motion(model, result), 4, size=(8, 8)), sample(model, 4, size=(8, 8)))
+
+
+def test_wrong_inputs(setup, tiny_sd15, tiny_sdxl, vae):
+    model = tiny_sd15()
+    with pytest.raises(ValueError, match="needs a VAE and a CLIP"):
+        MotionTraining(model, vae, None, Squares(), RECIPE)
+    config = MotionConfig("sd15", (32, 64, 128, 128))
+    with pytest.raises(ValueError, match="already has a motion module"):
+        run(setup(apply_motion(model, trained(config))))
+    with pytest.raises(ValueError, match="is for SD15 image models, but the MODEL is SDXL"):
+        setup(tiny_sdxl(), warm=trained(config))
+    flow = model.clone()
+    flow.add_object_patch("model_sampling", type("Flow", (
+        comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST), {})())
+    with pytest.raises(ValueError, match="predicts neither noise nor v"):
+        noise_levels(flow, "keep")
+    with pytest.raises(ValueError, match="has 9 input channels|with 9 input channels"):
+        copy_unet(tiny_sd15(in_channels=9))
+    for name in ("../up", "", "a/b", ".hidden"):
+        with pytest.raises(ValueError, match="not a plain name"):
+            checkpoint_path(name)
+
+
+def test_noise_levels_are_the_schedule_s(tiny_sd15):
+    betas = torch.linspace(0.00085, 0.012, 1000, dtype=torch.float64)
+    assert torch.allclose(noise_levels(tiny_sd15(), "sqrt_linear").abar, (1 - betas).cumprod(0), rtol=1e-4)
+    betas = torch.linspace(0.00085 ** 0.5, 0.012 ** 0.5, 1000, dtype=torch.float64) ** 2
+    kept = noise_levels(tiny_sd15(), "keep")
+    assert torch.allclose(kept.abar, (1 - betas).cumprod(0), rtol=1e-4) and kept.prediction == "eps"
+
+
+def test_the_nodes(comfy, tiny_sd15, vae, tmp_path, monkeypatch):
+    import folder_paths
+    monkeypatch.setattr(folder_paths, "get_user_directory", lambda: str(tmp_path))
+    clips, report, preview = comfy.run(
+        "FrozenClipDataset", source="sprite world", folder="", **{**DATASET, "max_clips": 2, "seed": 1})
+    assert report == "2 clips of sprite world, 4 frames each" and preview.shape == (1, 256, 512, 3)
+    motion, losses, sheet = comfy.run(
+        "FrozenTrainMotionModule", model=tiny_sd15(), vae=vae, clip=WordClip(), clips=clips, steps=3,
+        learning_rate=1e-3, sample_every=2, checkpoint="from a test", resume=True, seed=2**64 - 1)
+    assert motion.source == "from a test" and len(losses["loss"]) == 3 and sheet.ndim == 4 and sheet.shape[-1] == 3
+    from comfy_extras.nodes_train import LossGraphNode
+    comfy.run(LossGraphNode, loss=losses, filename_prefix="loss")
+
+
+def test_folder_node_errors(comfy, tmp_path):
+    with pytest.raises(ValueError, match="No folder was given"):
+        comfy.run("FrozenClipDataset", source="folder", folder=" ", **DATASET)
+    with pytest.raises(ValueError, match="it is empty. Expected video files"):
+        comfy.run("FrozenClipDataset", source="folder", folder=str(tmp_path), **DATASET)

@@ -1,0 +1,58 @@
+"""The host in this process: what a test needs to call nodes as the host's executor calls them."""
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import frozen_diffusion
+from frozen_diffusion.modules.host.boot import boot_comfyui
+
+
+@dataclass(frozen=True)
+class HostInProcess:
+    """An imported ComfyUI with the nodes of the pack registered."""
+
+    folder: Path                    # of the ComfyUI
+    nodes: ModuleType               # the host's nodes.py
+    folder_paths: ModuleType        # the host's folder_paths.py
+    pack: list[type]                # our node classes
+
+    def node(self, node: str | type) -> type:
+        """The class of a node, by its id (the host's main nodes and ours) or given as the class itself."""
+        return node if isinstance(node, type) else self.nodes.NODE_CLASS_MAPPINGS[node]
+
+    def run(self, node: str | type, **inputs) -> tuple:
+        """Execute one node, under inference mode as the host does; returns the values of its outputs."""
+        import torch
+        node = self.node(node)
+        with torch.inference_mode():
+            if hasattr(node, "GET_SCHEMA"):
+                output = node.PREPARE_CLASS_CLONE(None).EXECUTE_NORMALIZED(**inputs)
+                return tuple(output.result or ())
+            output = getattr(node(), node.FUNCTION)(**inputs)
+            return tuple(output["result"] if isinstance(output, dict) else output)
+
+
+def start(output: Path) -> HostInProcess:
+    """Import the host, send its output to `output` and register the pack's nodes.
+
+    The classes registered are those of the importable package `frozen_diffusion`, so that what a test imports
+    and what it runs are the same objects; that the host's own loader takes the pack is proven on the server.
+    """
+    folder = boot_comfyui()
+    import folder_paths
+
+    import nodes
+    for kind in ("output", "temp", "input"):
+        (output / kind).mkdir(parents=True, exist_ok=True)
+        getattr(folder_paths, f"set_{kind}_directory")(str(output / kind))
+
+    async def listed():
+        extension = await frozen_diffusion.comfy_entrypoint()
+        return await extension.get_node_list()
+
+    pack = asyncio.run(listed())
+    nodes.NODE_CLASS_MAPPINGS.update({node.GET_SCHEMA().node_id: node for node in pack})
+    return HostInProcess(folder, nodes, folder_paths, pack)

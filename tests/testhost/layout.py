@@ -1,0 +1,173 @@
+"""From a compact API graph to a tidy workflow that opens in the page (UI format): how templates are written.
+
+    graph = {"world": {"class_type": "FrozenLoadSpriteWorld", "inputs": {}},
+             "prompt": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["world", 1], "text": "a fox"}}}
+    workflow = ui_workflow(graph, server.object_info(), notes=["## Text to image\nPress Run."])
+"""
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from .workflow import BYPASSED, default_of, extra_values, inputs_of, is_widget
+
+TITLE, SLOT, WIDGET, GAP = 30, 20, 24, 40       # heights on the page, in its pixels
+WIDE, NARROW, TEXT, PICTURE = 400, 300, 120, 280
+SHOWING = {"PreviewImage", "SaveImage", "SaveVideo", "SaveAnimatedWEBP", "SaveAnimatedPNG", "LoadImage"}
+NOTE_COLOURS = {"color": "#432", "bgcolor": "#653"}
+
+
+def linked(graph: Mapping, value) -> bool:
+    """Whether an input's value is a link ["node", slot] of this graph."""
+    return isinstance(value, (list, tuple)) and len(value) == 2 and value[0] in graph
+
+
+def columns(graph: Mapping) -> dict[str, int]:
+    """The column of every node: the longest way from a source; a source stands before its first reader."""
+    parents = {key: [value[0] for value in node["inputs"].values() if linked(graph, value)]
+               for key, node in graph.items()}
+    depth: dict[str, int] = {}
+
+    def visit(key: str, trail: tuple[str, ...] = ()) -> int:
+        if key in trail:
+            raise ValueError(f"the graph has a cycle: {' -> '.join([*trail, key])}")
+        if key not in depth:
+            depth[key] = max((visit(parent, (*trail, key)) + 1 for parent in parents[key]), default=0)
+        return depth[key]
+
+    for key in graph:
+        visit(key)
+    for key in graph:
+        readers = [depth[other] for other in graph if key in parents[other]]
+        if not parents[key] and readers:
+            depth[key] = min(readers) - 1
+    return depth
+
+
+def node_of(key: str, node: Mapping, schema: Mapping) -> dict:
+    """One node of the page, still without place and links."""
+    sockets, widgets, values, long_texts = [], [], [], 0
+    for name, kind, options in inputs_of(schema):
+        entry = {"name": name, "type": kind, "link": None}
+        optional = name in schema["input"].get("optional", {})
+        if not is_widget(kind, options):
+            sockets.append(entry | ({"shape": 7} if optional else {}))
+            continue
+        widgets.append(entry | {"widget": {"name": name}})
+        given = node["inputs"].get(name)
+        unset = given is None or isinstance(given, (list, tuple))
+        values.append(default_of(kind, options, schema, name) if unset else given)
+        values += extra_values(name, kind, options)
+        long_texts += bool(options.get("multiline"))
+    unknown = node["inputs"].keys() - {entry["name"] for entry in sockets + widgets}
+    if unknown:
+        raise ValueError(f"{node['class_type']} ({key}) has no input {', '.join(sorted(unknown))}")
+    outputs = [{"name": name, "type": kind, "links": [], "slot_index": slot}
+               for slot, (name, kind) in enumerate(zip(schema["output_name"], schema["output"], strict=True))]
+    height = (SLOT * max(len(sockets), len(outputs)) + WIDGET * len(values) + TEXT * long_texts + 16
+              + PICTURE * (node["class_type"] in SHOWING))
+    ours = node["class_type"].startswith("Frozen")
+    ours = node["class_type"].startswith("Frozen")
+    return {
+        "type": node["class_type"], "size": [WIDE if long_texts else NARROW, max(height, 46)], "flags": {},
+        "mode": 0, "inputs": sockets + widgets, "outputs": outputs,
+        "properties": {"cnr_id": "frozen-diffusion" if ours else "comfy-core",
+                       "Node name for S&R": node["class_type"]},
+        "widgets_values": values,
+    }
+
+
+def place(graph: Mapping, nodes: Mapping[str, dict], positions: Mapping[str, Sequence[float]]) -> None:
+    """Give every node its `pos`: columns by depth, each column in the order of the rows that feed it."""
+    depth, row, x = columns(graph), {}, 0
+    for column in range(max(depth.values(), default=-1) + 1):
+        def feeders(key: str) -> float:
+            rows = [row[value[0]] for value in graph[key]["inputs"].values()
+                    if linked(graph, value) and value[0] in row]
+            return sum(rows) / len(rows) if rows else 0.0
+
+        members = sorted((key for key in graph if depth[key] == column), key=feeders)
+        y = 0
+        for key in members:
+            nodes[key]["pos"] = list(positions.get(key, (x, y)))
+            row[key] = y
+            y += nodes[key]["size"][1] + TITLE + GAP
+        x += max((nodes[key]["size"][0] for key in members), default=0) + 2 * GAP
+
+
+def note(text: str, number: int, x: float, y: float) -> dict:
+    """A MarkdownNote of the page."""
+    lines = sum(1 + len(line) // 52 for line in text.splitlines())
+    return {"id": number, "type": "MarkdownNote", "pos": [x, y], "size": [WIDE, 60 + 22 * lines], "flags": {},
+            "order": 0, "mode": 0, "inputs": [], "outputs": [], "properties": {}, "widgets_values": [text],
+            **NOTE_COLOURS}
+
+
+def frame(title: str, number: int, members: Sequence[dict]) -> dict:
+    """A titled group around some nodes."""
+    left, top = (min(node["pos"][axis] for node in members) for axis in (0, 1))
+    right, bottom = (max(node["pos"][axis] + node["size"][axis] for node in members) for axis in (0, 1))
+    return {"id": number, "title": title, "color": "#3f789e", "font_size": 24, "flags": {},
+            "bounding": [left - 15, top - TITLE - 45, right - left + 30, bottom - top + TITLE + 60]}
+
+
+def ui_workflow(graph: Mapping[str, Mapping], object_info: Mapping, *, notes: Sequence[str] = (),
+                titles: Mapping[str, str] | None = None, groups: Mapping[str, Sequence[str]] | None = None,
+                positions: Mapping[str, Sequence[float]] | None = None, bypassed: Sequence[str] = ()) -> dict:
+    """A workflow in UI format that holds `graph`, laid out from left to right.
+
+    `notes` are Markdown texts put to the left, `titles` renames nodes, `groups` maps a title to the nodes in
+    its frame, `positions` overrides a node's place, `bypassed` nodes are drawn but not run. Keys of `graph`
+    may be any words; the page's numbers follow their order.
+    Raises ValueError on an unknown node, input or link.
+    """
+    unknown = sorted({node["class_type"] for node in graph.values()} - object_info.keys())
+    if unknown:
+        raise ValueError(f"node types that this ComfyUI does not know: {', '.join(unknown)}")
+    nodes = {key: node_of(key, node, object_info[node["class_type"]]) for key, node in graph.items()}
+    place(graph, nodes, positions or {})
+    for number, (key, node) in enumerate(nodes.items(), 1):
+        node |= {"id": number, "mode": BYPASSED if key in bypassed else 0}
+        if key in (titles or {}):
+            node["title"] = titles[key]
+    depth = columns(graph)
+    for order, key in enumerate(sorted(graph, key=depth.__getitem__)):
+        nodes[key]["order"] = order
+    links = connect(graph, nodes)
+    cards, y = [], 0
+    for text in notes:
+        cards.append(note(text, len(nodes) + len(cards) + 1, -WIDE - 2 * GAP, y))
+        y += cards[-1]["size"][1] + TITLE + GAP
+    frames = [frame(title, number, [nodes[key] for key in members])
+              for number, (title, members) in enumerate((groups or {}).items(), 1)]
+    return {
+        "id": str(uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(graph, sort_keys=True))), "revision": 0,
+        "last_node_id": len(nodes) + len(cards), "last_link_id": len(links),
+        "nodes": [*nodes.values(), *cards], "links": links, "groups": frames, "config": {},
+        "extra": {"ds": {"scale": 0.7, "offset": [WIDE + 4 * GAP, 3 * GAP]}}, "version": 0.4,
+    }
+
+
+def connect(graph: Mapping, nodes: Mapping[str, dict]) -> list[list]:
+    """Write the links into the nodes; returns the page's list of them."""
+    links: list[list] = []
+    for key, node in graph.items():
+        for name, value in node["inputs"].items():
+            if not isinstance(value, (list, tuple)):
+                continue
+            if not linked(graph, value) or value[1] >= len(nodes[value[0]]["outputs"]):
+                raise ValueError(f"{node['class_type']} ({key}): {name} is linked to {value}, not there")
+            slot = next(i for i, entry in enumerate(nodes[key]["inputs"]) if entry["name"] == name)
+            source = nodes[value[0]]
+            output = source["outputs"][value[1]]
+            links.append([len(links) + 1, source["id"], value[1], nodes[key]["id"], slot, output["type"]])
+            nodes[key]["inputs"][slot]["link"] = len(links)
+            output["links"].append(len(links))
+    return links
+
+
+def write_workflow(path: Path, workflow: Mapping) -> None:
+    """Save a workflow as the page does."""
+    Path(path).write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,94 @@
+"""Tiny random models of the real topologies: SD1.5's and SDXL's U-Net with 32 channels, as the host's MODEL.
+
+Every layer is initialised, those included that real training starts at zero, so that each part of the network
+shows in its output. Needs an importable host: use the fixtures `tiny_sd15` and `tiny_sdxl`.
+"""
+from __future__ import annotations
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sample
+import comfy.samplers
+import comfy.supported_models
+import torch
+
+CONTEXT = 64                            # channels of a text token
+COMMON = {
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "use_checkpoint": False,
+    "use_spatial_transformer": True, "legacy": False, "context_dim": CONTEXT,
+    "use_temporal_attention": False, "use_temporal_resblock": False,
+}
+SD15 = COMMON | {
+    "num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 2, 4, 4], "adm_in_channels": None,
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_middle": 1,
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "use_linear_in_transformer": False,
+}
+SDXL = COMMON | {
+    "num_res_blocks": [2, 2, 2], "channel_mult": [1, 2, 4],
+    "adm_in_channels": 2816, "num_classes": "sequential",
+    "transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_middle": 10,
+    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10], "use_linear_in_transformer": True,
+}
+
+
+def initialise(module: torch.nn.Module, seed: int) -> None:
+    """Random values for every parameter, scaled so that activations neither vanish nor grow."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in module.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.ndim > 1:
+            noise *= parameter[0].numel() ** -0.5
+        elif name.endswith("weight"):
+            noise = 1 + 0.1 * noise         # scale of a norm
+        else:
+            noise *= 0.1
+        parameter.data = noise.to(parameter.dtype)
+        parameter.requires_grad_(False)
+
+
+def patcher_around(config, seed: int):
+    """A MODEL around a new network of `config`, on the host's devices."""
+    model = config.get_model({}, "", device=torch.device("cpu")).eval()
+    initialise(model.diffusion_model, seed)
+    make = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    devices = comfy.model_management
+    return make(model, devices.get_torch_device(), devices.unet_offload_device())
+
+
+def tiny_sd15(dtype: torch.dtype = torch.float32, seed: int = 0, **changes):
+    """A MODEL of SD1.5's topology; `changes` replace entries of the U-Net's configuration."""
+    config = comfy.supported_models.SD15(SD15 | changes)
+    config.set_inference_dtype(dtype, None)
+    return patcher_around(config, seed)
+
+
+def tiny_sdxl(dtype: torch.dtype = torch.float32, seed: int = 0, **changes):
+    """A MODEL of SDXL's topology, its ten-deep transformers cut to two unless `changes` say otherwise."""
+    short = {"transformer_depth": [0, 0, 1, 1, 2, 2], "transformer_depth_middle": 2,
+             "transformer_depth_output": [0, 0, 0, 1, 1, 1, 2, 2, 2]}
+    config = comfy.supported_models.SDXL(SDXL | short | changes)
+    config.unet_config["num_head_channels"] = 16
+    config.set_inference_dtype(dtype, None)
+    return patcher_around(config, seed)
+
+
+def conditioning(seed: int, tokens: int = 77, **settings) -> list:
+    """A CONDITIONING of random text [1, tokens, 64], fit for SDXL too; `settings` as the host names them."""
+    generator = torch.Generator().manual_seed(seed)
+    text = torch.randn(1, tokens, CONTEXT, generator=generator)
+    return [[text, {"pooled_output": torch.randn(1, 1280, generator=generator), **settings}]]
+
+
+def latent(frames: int, height: int = 16, width: int = 16) -> dict[str, torch.Tensor]:
+    """An empty LATENT of `frames` pictures."""
+    return {"samples": torch.zeros(frames, 4, height, width)}
+
+
+def sample(model, frames: int, *, steps: int = 2, cfg: float = 4.0, seed: int = 0, sampler: str = "euler",
+           scheduler: str = "normal", positive: list | None = None, negative: list | None = None,
+           size: tuple[int, int] = (16, 16)) -> torch.Tensor:
+    """What KSampler does with `model`; returns latents [frames, 4, height, width]."""
+    empty = latent(frames, *size)["samples"]
+    noise = comfy.sample.prepare_noise(empty, seed)
+    return comfy.sample.sample(model, noise, steps, cfg, sampler, scheduler, positive or conditioning(1),
+                               negative or conditioning(2), empty, disable_pbar=True, seed=seed)

@@ -1,0 +1,166 @@
+"""The templates of workflows/, written as compact Python; the JSON files are made from here.
+
+    PYTHONPATH=tests python -m testhost.templates        writes them all through a running ComfyUI's node list
+"""
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from frozen_diffusion.modules.host.boot import PACK
+
+from .layout import ui_workflow, write_workflow
+from .server import LINK, Server, free_port
+
+OWN_MODEL = ("\n\n**With your own SD1.5 checkpoint:** replace *Load Sprite World* by *Load Checkpoint*, set the size to "
+             "512x512 and write prompts as usual.")
+CAPTIONS = ("\n\nSprite world knows captions such as `a large fox on the right of a yellow dotted background, bouncing`. "
+            "Sprites: dog cat car apple sunflower ball fish balloon butterfly rocket turtle banana house moon star bee "
+            "guitar mushroom octopus tree fox frog panda watermelon. Motions: standing still, moving left, right, up, "
+            "down, growing, shrinking, spinning, bouncing, circling.")
+
+
+@dataclass(frozen=True)
+class Template:
+    """A graph in API form, whose keys are words, with the notes that stand beside it."""
+
+    graph: Mapping[str, dict]
+    notes: tuple[str, ...]
+    titles: Mapping[str, str] = field(default_factory=dict)
+
+
+def node(class_type: str, **inputs) -> dict:
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def image_graph(prompt: str, frames: int = 1, model: str = "world", seed: int = 7, steps: int = 20) -> dict:
+    """Prompt to frames: the part that every template shares. `model` names the node whose MODEL is sampled."""
+    return {
+        "world": node("FrozenLoadSpriteWorld"),
+        "positive": node("CLIPTextEncode", clip=["world", 1], text=prompt),
+        "negative": node("CLIPTextEncode", clip=["world", 1], text=""),
+        "latent": node("EmptyLatentImage", width=128, height=128, batch_size=frames),
+        "sampler": node("KSampler", model=[model, 0], positive=["positive", 0], negative=["negative", 0],
+                        latent_image=["latent", 0], seed=seed, steps=steps, cfg=5.0, sampler_name="euler",
+                        scheduler="normal", denoise=1.0),
+        "decode": node("VAEDecode", samples=["sampler", 0], vae=["world", 2]),
+    }
+
+
+def video_graph(prompt: str, name: str, frames: int = 16, motion_on: str = "world", model: str = "motion",
+                seed: int = 7) -> dict:
+    """Prompt to a video file and a frame sheet. The motion module sits on the MODEL of node `motion_on`."""
+    return image_graph(prompt, frames, model, seed) | {
+        "module": node("FrozenLoadMotionModule", motion_file="frozen-diffusion/sprite_motion.safetensors"),
+        "motion": node("FrozenApplyMotionModule", model=[motion_on, 0], motion_module=["module", 0], strength=1.0,
+                       frames_per_clip=0, start_percent=0.0, end_percent=1.0, beta_schedule="auto",
+                       groupnorm="official"),
+        "sheet": node("FrozenFrameSheet", frames=["decode", 0], columns=8, every=max(1, frames // 16)),
+        "video": node("CreateVideo", images=["decode", 0], fps=8.0),
+        "save": node("SaveVideo", video=["video", 0], filename_prefix=f"frozen_diffusion/{name}", format="auto",
+                     codec="auto"),
+    }
+
+
+def text_to_image() -> Template:
+    graph = image_graph("a large fox in the middle of a blue dotted background")
+    graph["save"] = node("SaveImage", images=["decode", 0], filename_prefix="frozen_diffusion/image")
+    return Template(graph, ("## Text to image on sprite world\nThe small trained model that comes with Frozen Diffusion. "
+                            "Press **Run**." + CAPTIONS,))
+
+
+def text_to_video() -> Template:
+    graph = video_graph("a large dog in the middle of a blue striped background, moving left", "video")
+    return Template(graph, ("## Text to video\nA motion module turns the frozen image model into a video model. The batch "
+                            "of 16 latents is one clip of 16 frames. Press **Run**: a video file and a frame sheet "
+                            "appear.\n\n- **cfg** 5 and 20 steps of euler are good values here.\n- "
+                            "*Apply Motion Module*, **strength** 0, is the image model." + OWN_MODEL, "### Captions"
+                            + CAPTIONS))
+
+
+def text_to_video_style_lora() -> Template:
+    graph = video_graph("a large cat in the middle of a green plain background, growing", "style", motion_on="lora")
+    graph["lora"] = node("LoraLoaderModelOnly", model=["world", 0], lora_name="sprite_inverted.safetensors",
+                         strength_model=1.0)
+    return Template(graph, ("## Text to video with a style LoRA\nThe motion module was trained on the plain image model and "
+                            "works on a fine-tuned one as well. *sprite_inverted* and *sprite_pencil* come with the pack; "
+                            "your own LoRAs go in the same place." + OWN_MODEL,))
+
+
+def controlnet_frames() -> Template:
+    graph = video_graph("a large rocket in the middle of a purple plain background, moving up", "control")
+    graph |= {
+        "picture prompt": node("CLIPTextEncode", clip=["world", 1],
+                               text="a large rocket on the left of a black plain background"),
+        "picture latent": node("EmptyLatentImage", width=128, height=128, batch_size=1),
+        "picture": node("KSampler", model=["world", 0], positive=["picture prompt", 0], negative=["negative", 0],
+                        latent_image=["picture latent", 0], seed=11, steps=20, cfg=5.0, sampler_name="euler",
+                        scheduler="normal", denoise=1.0),
+        "picture decode": node("VAEDecode", samples=["picture", 0], vae=["world", 2]),
+        "edges": node("Canny", image=["picture decode", 0], low_threshold=0.4, high_threshold=0.8),
+        "show edges": node("PreviewImage", images=["edges", 0]),
+        "controlnet": node("ControlNetLoader", control_net_name="sprite_edges.safetensors"),
+        "control": node("FrozenControlFrames", positive=["positive", 0], negative=["negative", 0],
+                        control_net=["controlnet", 0], image=["edges", 0], latent=["latent", 0], frames="0, 1",
+                        strengths="1.0, 0.6", start_percent=0.0, end_percent=1.0),
+    }
+    graph["sampler"]["inputs"] |= {"positive": ["control", 0], "negative": ["control", 1]}
+    return Template(graph, ("## ControlNet on chosen frames\nA picture is drawn first; its edges guide the listed frames of "
+                            "the clip, the motion module does the others. **frames** lists the frames (0 is the first, -1 "
+                            "the last), **strengths** one number for all or one for each. Connect several hint images, one "
+                            "for each listed frame, to guide the end as well.\n\nThe ControlNet must belong to the image "
+                            "model: *sprite_edges* is for sprite world, an SD1.5 one for your own checkpoint.",))
+
+
+def long_clip_context_windows() -> Template:
+    graph = video_graph("a large octopus in the middle of a white plain background, circling", "long", frames=40,
+                        model="windows")
+    graph["windows"] = node("ContextWindowsManual", model=["motion", 0], context_length=16, context_overlap=4,
+                            context_schedule="standard_static", context_stride=1, closed_loop=False,
+                            fuse_method="pyramid", dim=0)
+    return Template(graph, ("## A long clip\nA motion module can do so many frames at once (this one 32, AnimateDiff v1 24). "
+                            "*Context Windows (Manual)*, a node of ComfyUI itself, samples 40 frames in windows of 16 that "
+                            "overlap by 4. **dim** must be 0: frames are the batch." + OWN_MODEL,))
+
+
+def animatediff_own_checkpoint() -> Template:
+    graph = video_graph("a corgi running on the beach, golden hour, film still", "animatediff")
+    graph["world"] = node("CheckpointLoaderSimple", ckpt_name="v1-5-pruned-emaonly-fp16.safetensors")
+    graph["module"]["inputs"]["motion_file"] = "mm_sd_v15_v2.ckpt"
+    graph["negative"]["inputs"]["text"] = "blurry, low quality, watermark"
+    graph["latent"]["inputs"] |= {"width": 512, "height": 512}
+    graph["sampler"]["inputs"] |= {"steps": 25, "cfg": 7.5}
+    return Template(graph, ("## AnimateDiff on your own SD1.5\nChoose your checkpoint in *Load Checkpoint* and a motion file "
+                            "in *Load Motion Module*: AnimateDiff v1, v2, v3, AnimateLCM, PIA's motion part or a "
+                            "diffusers MotionAdapter, from `models/animatediff_models`. The noise schedule follows from "
+                            "the file.\n\nSDXL checkpoints take AnimateDiff-SDXL and HotshotXL files; a wrong pair is "
+                            "refused with a sentence. AnimateLCM wants sampler *lcm*, scheduler *sgm_uniform*, 8 steps, "
+                            "cfg 1.5.",))
+
+
+TEMPLATES = {template.__name__: template for template in (
+    text_to_image, text_to_video, text_to_video_style_lora, controlnet_frames, long_clip_context_windows,
+    animatediff_own_checkpoint)}
+
+
+def write_all(folder: Path, object_info: Mapping) -> list[Path]:
+    """Write every template into `folder`; returns the paths."""
+    paths = []
+    for name, make in TEMPLATES.items():
+        template = make()
+        workflow = ui_workflow(template.graph, object_info, notes=template.notes, titles=template.titles)
+        write_workflow(folder / f"{name}.json", workflow)
+        paths.append(folder / f"{name}.json")
+    return paths
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as output, Server(LINK, Path(output), free_port()) as server:
+        for path in write_all(PACK / "workflows", server.object_info()):
+            print(path.relative_to(PACK))
+
+
+if __name__ == "__main__":
+    main()

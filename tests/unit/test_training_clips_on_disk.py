@@ -1,0 +1,159 @@
+"""The cache of latents and text, batches, noise levels, the plain loss and the small sampler."""
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from frozen_diffusion.modules.training.clips import ClipSettings
+from frozen_diffusion.modules.training.denoising import NoiseLevels, ddim, denoising_loss
+from frozen_diffusion.modules.training.encoded import EncodedClips, Text, stack_texts
+from frozen_diffusion.modules.training.order import stream
+
+
+class Source:
+    """Five clips of six frames; clip n has the grey n everywhere, but for its frame number in a corner."""
+
+    settings = ClipSettings(frames=6, width=64, height=64)
+
+    def __len__(self):
+        return 5
+
+    def caption(self, index):
+        return f"clip {index % 2}"
+
+    def pixels(self, index):
+        pixels = torch.full((6, 3, 64, 64), index, dtype=torch.uint8)
+        pixels[:, 0, 0, 0] = torch.arange(6)
+        return pixels
+
+    def key(self, index):
+        return f"key {index}"
+
+
+class Codec:
+    vae_name, clip_name = "a vae", "a clip"
+
+    def __init__(self):
+        self.calls = []
+
+    def latents(self, pixels):
+        self.calls.append("latents")
+        return pixels[:, :, ::8, ::8].float()
+
+    def text(self, caption):
+        self.calls.append(caption)
+        return Text(torch.full((1, 77 if caption else 154, 4), float(len(caption))), None)
+
+
+def test_everything_is_encoded_once(tmp_path):
+    clips = EncodedClips(Source(), Codec(), tmp_path)
+    assert list(clips.encode()) == [(n, 8) for n in range(9)]
+    assert sorted(clips.codec.calls) == ["", "clip 0", "clip 1"] + ["latents"] * 5
+    again = EncodedClips(Source(), Codec(), tmp_path)
+    assert list(again.encode()) == [(8, 8)] and again.codec.calls == [] and again.name == clips.name
+    assert torch.equal(again.latents(3), Source().pixels(3)[:, :, ::8, ::8].float())
+
+
+def test_interrupted_damaged_and_foreign_files(tmp_path):
+    clips = EncodedClips(Source(), Codec(), tmp_path)
+    for done, _ in clips.encode():
+        if done == 5:
+            break
+    rest = EncodedClips(Source(), Codec(), tmp_path)
+    list(rest.encode())
+    assert rest.codec.calls == ["latents"] * 3
+    broken = next((tmp_path / "latents").iterdir())
+    broken.write_bytes(broken.read_bytes()[:20])
+    repaired = EncodedClips(Source(), Codec(), tmp_path)
+    list(repaired.encode())
+    assert repaired.codec.calls == ["latents"]
+    other = Codec()
+    other.vae_name = "another vae"
+    changed = EncodedClips(Source(), other, tmp_path)
+    list(changed.encode())
+    assert other.calls == ["latents"] * 5 and changed.name != clips.name
+
+
+def test_latents_that_are_not_finite_are_refused(tmp_path):
+    codec = Codec()
+    codec.latents = lambda pixels: torch.full((6, 4, 8, 8), float("nan"))
+    with pytest.raises(ValueError, match=r"The VAE gave values for clip 1 that are not finite.*--fp32-vae"):
+        list(EncodedClips(Source(), codec, tmp_path).encode())
+    assert not list(tmp_path.glob("latents/*"))
+
+
+def test_batches(tmp_path):
+    clips = EncodedClips(Source(), Codec(), tmp_path)
+    list(clips.encode())
+    batch = clips.batch(5, 4, 0.0, seed=1, draw=0)
+    assert batch.latents.shape == (5, 4, 3, 8, 8) and batch.text.tokens.shape == (5, 77, 4)
+    assert sorted(batch.latents[:, 0, 1, 1, 1].tolist()) == [0, 1, 2, 3, 4]
+    starts = batch.latents[:, 0, 0, 0, 0]
+    assert torch.equal(batch.latents[:, :, 0, 0, 0], starts[:, None] + torch.arange(4))     # frames in a row
+    assert torch.equal(clips.batch(5, 4, 0.5, 1, 7).latents, clips.batch(5, 4, 0.5, 1, 7).latents)
+    texts = torch.cat([clips.batch(5, 6, 0.3, 0, draw).text.tokens[:, 0, 0] for draw in range(40)])
+    assert 40 < (texts == 0).sum().item() < 80              # 60 expected of 200
+
+
+def test_texts_of_different_lengths_are_repeated():
+    short, long = Text(torch.randn(1, 2, 3), torch.randn(1, 5)), Text(torch.randn(1, 3, 3), torch.randn(1, 5))
+    stacked = stack_texts([short, long])
+    assert stacked.tokens.shape == (2, 6, 3) and stacked.pooled.shape == (2, 5)
+    query = torch.randn(1, 4, 3)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    for row, text in enumerate((short, long)):
+        both = stacked.tokens[row:row + 1]
+        assert torch.allclose(attend(query, both, both), attend(query, text.tokens, text.tokens), atol=1e-6)
+
+
+def levels(prediction):
+    """Stable Diffusion's."""
+    betas = torch.linspace(0.00085 ** 0.5, 0.012 ** 0.5, 1000, dtype=torch.float64) ** 2
+    return NoiseLevels((1 - betas).cumprod(0), prediction)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_targets_and_split_are_inverses(prediction):
+    noise = levels(prediction)
+    x0, eps, t = torch.randn(3, 2, 4), torch.randn(3, 2, 4), torch.tensor([0, 500, 999])
+    found = noise.split(noise.add_noise(x0, eps, t), noise.target(x0, eps, t), t)
+    assert torch.allclose(found[0], x0, atol=1e-4) and torch.allclose(found[1], eps, atol=1e-4)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_loss_is_zero_for_the_truth_and_one_for_nothing(tmp_path, prediction):
+    clips = EncodedClips(Source(), Codec(), tmp_path)
+    list(clips.encode())
+    batch, noise = clips.batch(4, 6, 0.0, 0, 0), levels(prediction)
+    x0 = 0.5 * batch.latents
+
+    def truth(x, t, text):
+        abar = noise.abar[t].float().view(-1, 1, 1, 1, 1)
+        return noise.target(x0, (x - abar.sqrt() * x0) / (1 - abar).sqrt(), t)
+
+    def loss(predict):
+        plain = denoising_loss(predict, noise, lambda latents: 0.5 * latents, torch.device("cpu"))
+        return plain(batch, stream("x")).item()
+
+    assert loss(truth) < 1e-6
+    if prediction == "eps":
+        assert loss(lambda x, t, text: torch.zeros_like(x)) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_ddim_finds_a_gaussian_of_known_mean(prediction):
+    """For data N(mean, 0.5^2) the ideal denoiser is known; the sampler must land on that distribution."""
+    noise, mean, spread = levels(prediction), 2.0, 0.5
+
+    def ideal(x, t, text):
+        abar = noise.abar[t].float().view(-1, 1, 1, 1, 1)
+        a, variance = abar.sqrt(), 1 - abar
+        x0 = mean + (x - a * mean) * a * spread ** 2 / (abar * spread ** 2 + variance)
+        return noise.target(x0, (x - a * x0) / variance.sqrt(), t)
+
+    text = Text(torch.zeros(1, 2, 3), None)
+    *_, sample = ddim(ideal, noise, torch.randn(1, 8, 4, 16, 16, generator=stream("s")), text, text, 99, 1.0)
+    assert sample.mean().item() == pytest.approx(mean, abs=0.05)
+    assert sample.std().item() == pytest.approx(spread, rel=0.15) and math.isfinite(sample.sum())
