@@ -9,6 +9,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 import comfy.model_management
+import comfy.sd
 import folder_paths
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from ..training.encoded import EncodedClips, Text
 from ..training.loop import StepRecord, autocast, train
 from ..training.motion import FRESH_SCHEDULE, MotionRecipe
 from ..training.order import stream
+from .demo import load_sprite_world
 from .motion import FAMILIES, LoadedMotion, check_family, hold_motion
 from .motion_schedule import AUTO
 from .private_unet import PrivateUNet, noise_levels
@@ -187,6 +189,19 @@ def checkpoint_path(name: str) -> Path:
         raise ValueError(f"The checkpoint name {name!r} is not a plain name. Use letters, digits, spaces, "
                          "dots, dashes and underscores, e.g. 'my_motion'.")
     return Path(folder_paths.get_output_directory(), "motion_training", f"{name}.safetensors")
+
+
+def load_image_model(path: Path | None) -> tuple:
+    """(MODEL, CLIP, VAE) of a checkpoint file, or of sprite world if `path` is None, for the command line.
+
+    Raises FileNotFoundError.
+    """
+    if path is None:
+        return load_sprite_world()[:3]
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no checkpoint {path}. Give the path of a checkpoint file.")
+    return comfy.sd.load_checkpoint_guess_config(
+        str(path), embedding_directory=folder_paths.get_folder_paths("embeddings"))[:3]
 
 
 def cache_folder() -> Path:
