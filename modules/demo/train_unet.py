@@ -16,13 +16,12 @@ from .pool import draw_pool, signed
 from .training import follow, publish
 from .vae import SD_SCALE
 
-SETTINGS = TrainSettings(steps=4300, lr=8e-4, warmup=300, schedule="cosine", betas=(0.9, 0.99), weight_decay=1e-2,
+SETTINGS = TrainSettings(steps=3000, lr=8e-4, warmup=300, schedule="cosine", betas=(0.9, 0.99), weight_decay=1e-2,
                          seed=3, checkpoint_every=500)
 BATCH, PICTURES, CLIP_FRAMES = 32, 20480, 9600
 DROPPED = 0.1           # share of captions replaced by the empty one
 SHORT, SHORT_SHARE = 24, 0.7    # context tokens in the first 70 % of the steps: padding costs a fifth of a step
 SNR_LIMIT = 5.0         # min-SNR weighting (Hang et al. 2023): low noise levels count less
-PLAIN_STEPS = 2500      # steps before high noise levels are weighted as v-prediction weights them
 
 
 def alphas_cumprod() -> torch.Tensor:
@@ -50,23 +49,23 @@ def training_latents(cache: Path) -> tuple[torch.Tensor, list[world.Scene]]:
     return latents, list(pool.scenes)
 
 
-def snr_weight(snr: torch.Tensor, even: bool) -> torch.Tensor:
-    """Weight of the eps error at a signal-to-noise ratio: min(SNR, 5) / SNR, or min(SNR + 1, 5) / SNR if `even`.
+def snr_weight(snr: torch.Tensor) -> torch.Tensor:
+    """Weight of the eps error at a signal-to-noise ratio: min(SNR + 1, 5) / SNR, v-prediction's with a limit.
 
-    The even form is v-prediction's: an error in the predicted picture counts alike at all high noise levels. The
-    colour of a flat background is one number of a whole picture: plain eps weighting leaves it to chance.
+    An error in the predicted picture then counts alike at all high noise levels. The colour of a flat background is
+    one number of a whole picture: plain eps weighting leaves it to chance.
     """
-    return (snr + 1 if even else snr).clamp(max=SNR_LIMIT) / snr
+    return (snr + 1).clamp(max=SNR_LIMIT) / snr
 
 
-def eps_loss(predict, latents: torch.Tensor, generator: torch.Generator, even: bool = True):
+def eps_loss(predict, latents: torch.Tensor, generator: torch.Generator):
     """E w(t) || eps - eps_hat ||^2 at random t; `predict(x_t, t)` is the network. Returns (loss, report)."""
     schedule = alphas_cumprod()
     t = torch.randint(0, 1000, (len(latents),), generator=generator)
     eps = torch.randn(latents.shape, generator=generator)
     signal = schedule[t].view(-1, 1, 1, 1)
     error = (predict(signal.sqrt() * latents + (1 - signal).sqrt() * eps, t) - eps).square().mean(dim=(1, 2, 3))
-    weight = snr_weight(schedule[t] / (1 - schedule[t]), even)
+    weight = snr_weight(schedule[t] / (1 - schedule[t]))
     return (weight * error).mean(), {"plain": error.mean().item()}
 
 
@@ -84,14 +83,14 @@ def train_unet(runs: Path) -> Path:
         rng = random.Random(seed_for("captions", SETTINGS.seed, draw))
         captions = ["" if rng.random() < DROPPED else world.caption(scenes[i], rng) for i in index]
         tokens = SHORT if draw < SHORT_SHARE * SETTINGS.steps else 77
-        return latents[index], caption_context(clip, captions, tokens), draw >= PLAIN_STEPS
+        return latents[index], caption_context(clip, captions, tokens)
 
     def loss(batch, generator: torch.Generator):
-        x, context, even = batch
-        return eps_loss(lambda x_t, t: unet(x_t, t.float(), context=context), x, generator, even)
+        x, context = batch
+        return eps_loss(lambda x_t, t: unet(x_t, t.float(), context=context), x, generator)
 
     hours = follow(train(unet, loss, batches, SETTINGS, CheckpointStore(runs / "unet.safetensors"), average),
                    SETTINGS.steps)
     with average.applied(unet):
-        return publish("sprite_unet", unet.state_dict(), "U-Net of sprite world: SD1.5's topology, 32 channels, eps.",
+        return publish("sprite_unet", unet.state_dict(), "U-Net of sprite world: SD1.5's topology, narrow, eps.",
                        "python -m frozen_diffusion.cli demo-train unet", SETTINGS, hours, {})

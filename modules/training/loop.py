@@ -199,9 +199,9 @@ class _Run:
         """Go on from the store's checkpoint, if any. Only `steps` and `checkpoint_every` may differ."""
         if self.store is None or not self.store.exists():
             return
-        tensors, facts = self.store.load()
-        self._check_same(tensors, facts)
         with _training_mode():
+            tensors, facts = self.store.load()
+            self._check_same(tensors, facts)
             copy_weights(_under("weight/", tensors), self.weights)
             state = {}
             for index, name in enumerate(self.weights):

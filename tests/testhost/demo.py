@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 import webbrowser
@@ -77,6 +78,7 @@ def main() -> int:
         names = ", ".join(sorted(file.stem for file in path.parent.glob("*.json"))) or "none"
         parser.error(f"no template {options.template!r} in {path.parent.name}/; there are: {names}")
     print("starting ComfyUI", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))     # so that the server is stopped with us
     with Server(LINK, OUTPUT, options.port or free_port()) as server:
         return stay(server, options.template) if options.ui else demo(server, path)
 

@@ -149,7 +149,9 @@ def set_up(tests: bool) -> None:
     except FileNotFoundError as error:
         raise SystemExit(f"[set-up] {error}") from None
     host = [*HOST, *page_requirements(comfyui)]
-    wanted = {"host": fingerprint(host, BARE, VISION)} | ({"tests": fingerprint(host, TESTS)} if tests else {})
+    wanted = {"host": fingerprint(host, BARE, VISION)}
+    if tests:
+        wanted["tests"] = fingerprint(host, TESTS)
     stamp = json.loads(STAMP.read_text()) if STAMP.exists() else {}
     fresh = wanted.items() <= stamp.items()
     if not fresh:

@@ -140,9 +140,33 @@ def animatediff_own_checkpoint() -> Template:
                             "cfg 1.5.",))
 
 
+def train_motion_module() -> Template:
+    graph = {
+        "world": node("FrozenLoadSpriteWorld"),
+        "clips": node("FrozenClipDataset", source="sprite world", folder="", frames=16, fps=8.0, width=128, height=128,
+                      stride=0.0, max_clips=256, mirror=False, keep_still=False, seed=0),
+        "train": node("FrozenTrainMotionModule", model=["world", 0], vae=["world", 2], clip=["world", 1],
+                      clips=["clips", 0], steps=200, learning_rate=5e-4, batch_size=2, accumulate=1, beta_schedule="keep",
+                      gradient_checkpointing=False, sample_every=50, checkpoint="sprite_example",
+                      sample_prompt="a large dog in the middle of a blue plain background, moving left"),
+        "losses": node("LossGraphNode", loss=["train", 1], filename_prefix="frozen_diffusion/loss"),
+        "sheet": node("FrozenFrameSheet", frames=["train", 2], columns=8, every=1),
+        "save": node("FrozenSaveMotionModule", motion_module=["train", 0],
+                     filename_prefix="motion_modules/sprite_example", licence="", train_data=""),
+    }
+    return Template(graph, ("## Train a motion module\nThe image model stays frozen; only the temporal layers learn. Here: 256 "
+                            "clips of sprite world, a few minutes on a CPU, enough to see the loss fall. **Cancel** whenever "
+                            "you like: queue again and the training goes on where it was.\n\n### Your own clips\nSet "
+                            "**source** to *folder* and name a folder with videos and captions (`clip.mp4` + `clip.txt`). "
+                            "Exchange *Load Sprite World* for *Load Checkpoint* and the size for 256x256, set "
+                            "**beta_schedule** to *auto* and start from an AnimateDiff file: connect *Load Motion Module* "
+                            "to **motion_module**.\n\nUse clips without watermarks: temporal layers learn them, although "
+                            "the image model is frozen.",))
+
+
 TEMPLATES = {template.__name__: template for template in (
     text_to_image, text_to_video, text_to_video_style_lora, controlnet_frames, long_clip_context_windows,
-    animatediff_own_checkpoint)}
+    animatediff_own_checkpoint, train_motion_module)}
 
 
 def write_all(folder: Path, object_info: Mapping) -> list[Path]:

@@ -90,11 +90,14 @@ def test_loss_falls_and_records_tell():
     assert records[0].extras == {"rows": 4.0} and records[0].grad_norm > 0 and records[0].lr == 1e-2
 
 
-def test_works_inside_inference_mode_and_leaves_it_alone():
-    task = Task()
-    with torch.inference_mode():
-        for _ in train(task.net, task.loss, task.batches, TrainSettings(steps=2)):
-            assert torch.is_inference_mode_enabled()
+def test_works_inside_inference_mode_and_leaves_it_alone(tmp_path):
+    store = CheckpointStore(tmp_path / "run.safetensors")
+    for steps in (2, 4):                        # from scratch, then resumed
+        task = Task()
+        with torch.inference_mode():
+            average = MovingAverage(task.net)
+            for _ in train(task.net, task.loss, task.batches, TrainSettings(steps=steps), store, average):
+                assert torch.is_inference_mode_enabled()
     with torch.inference_mode():
         frozen = network()
     with pytest.raises(ValueError, match="inference mode"):
