@@ -15,8 +15,8 @@ class FrozenControlFrames(io.ComfyNode):
             node_id="FrozenControlFrames",
             display_name="Apply ControlNet to Frames",
             category="frozen/motion",
-            description="Lets a ControlNet act on chosen frames only, for example the first and the last one; the motion "
-                        "module fills in the frames between. Works inside context windows.",
+            description="Lets a ControlNet act on chosen frames only, for example the first and the last one; the "
+                        "motion module fills in the frames between. Works inside context windows.",
             inputs=[
                 io.Conditioning.Input("positive", tooltip="The prompt."),
                 io.Conditioning.Input("negative", tooltip="The negative prompt."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+
 from frozen_diffusion.modules.motion.module import MotionConfig, MotionModule, fresh_motion_module
 
 SD15, SDXL = (320, 640, 1280, 1280), (320, 640, 1280)

@@ -16,7 +16,7 @@ from .pool import draw_pool, signed
 from .training import follow, publish
 from .vae import SD_SCALE
 
-SETTINGS = TrainSettings(steps=3000, lr=8e-4, warmup=300, schedule="cosine", betas=(0.9, 0.99), weight_decay=1e-2,
+SETTINGS = TrainSettings(steps=1800, lr=8e-4, warmup=300, schedule="cosine", betas=(0.9, 0.99), weight_decay=1e-2,
                          seed=3, checkpoint_every=500)
 BATCH, PICTURES, CLIP_FRAMES = 32, 20480, 9600
 DROPPED = 0.1           # share of captions replaced by the empty one

@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import math
 import platform
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,13 +27,15 @@ LICENCE = "Apache-2.0; the sprites are drawn with Noto Color Emoji (SIL OFL 1.1)
 
 
 def publish(name: str, tensors: dict[str, torch.Tensor], what: str, command: str, settings: TrainSettings,
-            hours: float, figures: dict[str, float], folder: Path = WEIGHTS) -> Path:
+            hours: float, figures: dict[str, float], metadata: Mapping[str, str] | None = None) -> Path:
     """Write fp16 weights and their card: what, how trained, by which command, measured figures, licence."""
-    path = folder / f"{name}.safetensors"
+    path = WEIGHTS / f"{name}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     half = {key: (value.half() if value.is_floating_point() else value).contiguous().clone()
             for key, value in tensors.items()}
-    save_file(half, str(path), {"format": "pt", "what": what, "command": command, "licence": LICENCE})
+    about = {"format": "pt", "what": what, "command": command, "licence": LICENCE}
+    save_file(half, str(path), about | dict(metadata or {}))
+    path.chmod(0o644)
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     table = "\n".join(f"| {key} | {value:.4g} |" for key, value in figures.items())
     path.with_suffix(".md").write_text(
@@ -124,5 +125,11 @@ def _controlnet(runs: Path) -> Path:
     return train_controlnet(runs)
 
 
+def _motion(runs: Path) -> Path:
+    from .train_motion import train_sprite_motion
+    return train_sprite_motion(runs)
+
+
 PARTS: dict[str, Callable[[Path], Path]] = {
-    "vae": train_vae, "clip": _clip, "unet": _unet, "lora": _lora, "controlnet": _controlnet}
+    "vae": train_vae, "clip": _clip, "unet": _unet, "lora": _lora, "controlnet": _controlnet,
+    "motion": _motion}

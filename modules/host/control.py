@@ -30,8 +30,8 @@ def parse_strengths(text: str, count: int) -> list[float]:
     except ValueError:
         given = []
     if len(given) not in (1, count):
-        raise ValueError(f"strengths is {text!r}; give one number for all frames, or {count} numbers, one for each frame "
-                         "that is listed, for example 1.0, 0.5")
+        raise ValueError(f"strengths is {text!r}; give one number for all frames, or {count} numbers, one for each "
+                         "frame that is listed, for example 1.0, 0.5")
     return given * count if len(given) == 1 else given
 
 
@@ -110,8 +110,8 @@ def control_frames(conditionings: Sequence[list], control_net, images: torch.Ten
     numbers = parse_frames(frames, clip_frames)
     weights = parse_strengths(strengths, len(numbers))
     if len(images) not in (1, len(numbers)):
-        raise ValueError(f"{len(images)} hint images were given for {len(numbers)} frames ({frames}). Give one image for "
-                         "each listed frame, in the same order, or a single one for all.")
+        raise ValueError(f"{len(images)} hint images were given for {len(numbers)} frames ({frames}). Give one image "
+                         "for each listed frame, in the same order, or a single one for all.")
     hints = images.movedim(-1, 1).expand(len(numbers), -1, -1, -1) if len(images) == 1 else images.movedim(-1, 1)
     added: dict[object, FrameControl] = {}      # positive and negative that shared a ControlNet share the new one
     results = []

@@ -33,8 +33,8 @@ def read_weights(name: str) -> dict[str, torch.Tensor]:
     path = WEIGHTS / f"{name}.safetensors"
     if not path.is_file():
         raise FileNotFoundError(
-            f"The sprite-world file {path.name} is not in {path.parent}: the pack's installation is incomplete. Install "
-            f"Frozen Diffusion again, or make the file with `python -m frozen_diffusion.cli demo-train`.")
+            f"The sprite-world file {path.name} is not in {path.parent}: the pack's installation is incomplete. "
+            f"Install Frozen Diffusion again, or make the file with `python -m frozen_diffusion.cli demo-train`.")
     state = comfy.utils.load_torch_file(str(path), safe_load=True)
     return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
 
@@ -147,7 +147,7 @@ def caption_tokens(captions: list[str]) -> torch.Tensor:
 
 @torch.no_grad()
 def caption_context(clip: comfy.sd.CLIP, captions: list[str], tokens: int = 77) -> torch.Tensor:
-    """[N, tokens, 128] hidden states of a sprite-world CLIP. The text model is causal, so a shorter context is exact."""
+    """[N, tokens, 128] hidden states of a sprite-world CLIP. The text model is causal: a shorter context is exact."""
     ids = caption_tokens(captions)[:, :tokens]
     transformer = clip.cond_stage_model.clip_l.transformer
     embeds = transformer.get_input_embeddings()(ids, out_dtype=torch.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import dataclass, replace
 
 import comfy.model_management
@@ -145,6 +146,8 @@ class MotionSampling:
         guider = executor.class_obj
         options = guider.model_options["transformer_options"]
         options[KEY] = self.prepare(noise.shape[0], guider)
+        if handler := guider.model_options.get("context_handler"):
+            guider.model_options = {**guider.model_options, "context_handler": windows_over_batch(handler)}
         try:
             return executor(noise, *args, **kwargs)
         finally:
@@ -199,6 +202,16 @@ def run_of_call(run: MotionRun, rows: int, transformer_options: Mapping) -> Moti
     highest, lowest = run.sigmas
     sigma = float(transformer_options["sigmas"][0])
     return replace(run, frames=frames, strength=run.strength if lowest <= sigma <= highest else 0.0)
+
+
+def windows_over_batch(handler):
+    """A copy of the host's context handler that finds its step when every frame of a batch brings a noise level.
+
+    The host compares its list of noise levels with the batch's; with frames as the batch their lengths differ.
+    """
+    handler = copy(handler)
+    handler.set_step = lambda timestep, model_options: type(handler).set_step(handler, timestep[:1], model_options)
+    return handler
 
 
 def window_length(model_options: Mapping, batch: int) -> int:

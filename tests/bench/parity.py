@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import torch
 from diffusers import MotionAdapter
+from motion_examples import FAMILIES, random_motion, shuffled_frames
+
 from frozen_diffusion.modules.motion.keys import adapter_settings, to_diffusers
 from frozen_diffusion.modules.motion.module import MotionConfig, MotionModule
-from motion_examples import FAMILIES, random_motion, shuffled_frames
 
 CONFIG = MotionConfig("sd15", (32, 64), max_frames=32)
 FRAMES, SEEDS = 12, (0, 1)

@@ -3,12 +3,12 @@ import comfy.controlnet
 import pytest
 import torch
 from safetensors.torch import save_file
-from testhost.models import conditioning, sample
 
 from frozen_diffusion.modules.demo import models
 from frozen_diffusion.modules.demo.train_controlnet import ControlBranch
 from frozen_diffusion.modules.host import demo
 from frozen_diffusion.modules.host.control import control_frames, parse_frames, parse_strengths
+from testhost.models import conditioning, sample
 
 FRAMES = 4
 
@@ -34,7 +34,7 @@ def control_net(model, tmp_path_factory):
 
 
 def prompts():
-    return [[[torch.randn(1, 77, models.CONTEXT, generator=torch.Generator().manual_seed(seed)), {}]] for seed in (1, 2)]
+    return [conditioning(seed, width=models.CONTEXT) for seed in (1, 2)]
 
 
 def run(model, conditionings, frames=FRAMES, steps=2):

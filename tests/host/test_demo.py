@@ -100,7 +100,8 @@ def test_every_word_of_the_world_has_its_own_vector(comfy):
     state = demo.read_weights("sprite_clip_text")
     known = set(state["vocabulary.ids"].tolist())
     captions = [world.caption(world.Scene(sprite, size, place, "red", "dots", motion))
-                for sprite in world.SPRITES for size in world.SIZES for place in world.PLACES for motion in world.MOTIONS]
+                for sprite in world.SPRITES for size in world.SIZES
+                for place in world.PLACES for motion in world.MOTIONS]
     assert set(demo.caption_tokens(captions).flatten().tolist()) <= known
 
 

@@ -1,18 +1,18 @@
 """Apply Motion Module through the host's samplers."""
 from types import SimpleNamespace
 
-import comfy.controlnet
-import comfy.model_management
-import comfy.model_sampling
-import comfy.sample
-import comfy.supported_models
 import pytest
 import torch
+from comfy import model_management, supported_models
+from comfy.controlnet import ControlBase, broadcast_image_to
+from comfy.model_sampling import EPS, V_PREDICTION
+from comfy.sample import sample as ksample
+from motion_examples import SDXL, TINY, random_motion
+
 from frozen_diffusion.modules.host import motion
 from frozen_diffusion.modules.host.motion import LoadedMotion, hold_motion
 from frozen_diffusion.modules.host.motion_splice import MotionSlot
 from frozen_diffusion.modules.motion.module import MotionConfig
-from motion_examples import SDXL, TINY, random_motion
 from testhost.models import conditioning, latent, sample
 
 SIZE = (8, 8)
@@ -35,6 +35,7 @@ def model_stays_clean(base):
     unet = base.model.diffusion_model
     names, weights = [name for name, _ in unet.named_modules()], checksum(unet)
     yield
+    model_management.unload_all_models()        # takes LoRA patches out again
     assert [name for name, _ in unet.named_modules()] == names and checksum(unet) == weights
 
 
@@ -50,9 +51,9 @@ def loaded(seed: int = 0, **settings) -> LoadedMotion:
 def apply(comfy, model, module: LoadedMotion, **changes):
     """The node, with its defaults."""
     node = comfy.node("FrozenApplyMotionModule")
-    defaults = {entry.id: entry.default for entry in node.GET_SCHEMA().inputs if getattr(entry, "default", None)
-                is not None}
-    return comfy.run("FrozenApplyMotionModule", model=model, motion_module=module, **{**defaults, **changes})[0]
+    defaults = {entry.id: entry.default for entry in node.GET_SCHEMA().inputs if hasattr(entry, "default")}
+    settings = {**defaults, **changes}
+    return comfy.run("FrozenApplyMotionModule", model=model, motion_module=module, **settings)[0]
 
 
 @pytest.fixture
@@ -72,8 +73,7 @@ def denoise(model, noise: torch.Tensor, **changes) -> torch.Tensor:
     """KSampler on given noise."""
     settings = {"steps": 2, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal",
                 "positive": conditioning(1), "negative": conditioning(2), **changes}
-    return comfy.sample.sample(model, noise, latent_image=torch.zeros_like(noise), disable_pbar=True, seed=0,
-                               **settings)
+    return ksample(model, noise, latent_image=torch.zeros_like(noise), disable_pbar=True, seed=0, **settings)
 
 
 def test_motion_changes_the_clip_and_repeats(comfy, base, plain):
@@ -85,8 +85,8 @@ def test_motion_changes_the_clip_and_repeats(comfy, base, plain):
 
 
 def test_strength_zero_and_one_frame_are_the_image_model(comfy, base, plain, calls):
-    assert torch.equal(sample(apply(comfy, base, loaded(beta_schedule="sqrt_linear"), strength=0.0), 4, size=SIZE),
-                       plain)
+    off = apply(comfy, base, loaded(beta_schedule="sqrt_linear"), strength=0.0)
+    assert torch.equal(sample(off, 4, size=SIZE), plain)
     assert not calls
     for changes in ({"groupnorm": "official"}, {"groupnorm": "pooled"}):
         model = apply(comfy, base, loaded(), **changes)
@@ -104,9 +104,9 @@ def test_samplers_agree(comfy, base):
     sigmas, = comfy.run(custom.BasicScheduler, model=model, scheduler="normal", steps=2, denoise=1.0)
     sampler, = comfy.run(custom.KSamplerSelect, sampler_name="euler")
     noise, = comfy.run(custom.RandomNoise, noise_seed=0)
-    out = comfy.run(custom.SamplerCustomAdvanced, noise=noise, guider=guider, sampler=sampler, sigmas=sigmas,
-                    latent_image=latent(4, *SIZE))[0]["samples"]
-    assert torch.equal(out, sample(model, 4, size=SIZE))
+    out, _ = comfy.run(custom.SamplerCustomAdvanced, noise=noise, guider=guider, sampler=sampler,
+                       sigmas=sigmas, latent_image=latent(4, *SIZE))
+    assert torch.equal(out["samples"], sample(model, 4, size=SIZE))
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler_ancestral", "ddim", "uni_pc", "lcm"])
@@ -150,7 +150,7 @@ def test_regional_prompts(comfy, base, calls):
     masked = conditioning(5, mask=torch.rand(1, 8, 8), mask_strength=1.0)
     out = sample(apply(comfy, base, loaded()), 4, size=SIZE, positive=conditioning(1) + areas + masked)
     assert out.isfinite().all()
-    assert {frames for _, frames, _ in calls} == {4} and {12, 8, 4} & {rows for rows, *_ in calls}
+    assert {frames for _, frames, _ in calls} == {4} and max(rows for rows, *_ in calls) > 8
 
 
 def test_lora_before_and_after(comfy, base):
@@ -169,7 +169,7 @@ def test_lora_before_and_after(comfy, base):
     assert not torch.allclose(first, without, atol=1e-2)
 
 
-class FrameControl(comfy.controlnet.ControlBase):
+class FrameControl(ControlBase):
     """A ControlNet that adds each frame's own hint to the bottleneck."""
 
     def __init__(self, hint: torch.Tensor):
@@ -177,7 +177,7 @@ class FrameControl(comfy.controlnet.ControlBase):
         self.set_cond_hint(hint)
 
     def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
-        hint = comfy.controlnet.broadcast_image_to(self.cond_hint_original, x_noisy.shape[0], batched_number)
+        hint = broadcast_image_to(self.cond_hint_original, x_noisy.shape[0], batched_number)
         bottleneck = hint.mean((1, 2, 3))[:, None, None, None].expand(-1, 128, 1, 1)
         return {"input": [], "middle": [bottleneck], "output": []}
 
@@ -262,17 +262,13 @@ def test_families_that_do_not_match(comfy, base, tiny_sdxl):
     with pytest.raises(ValueError, match="is for SD15 image models, but the MODEL is SDXL"):
         apply(comfy, tiny_sdxl(), loaded())
     for name in ("SD20", "Flux", "SD3", "SVD_img2vid"):
-        other = object.__new__(getattr(comfy_supported(), name))
+        other = object.__new__(getattr(supported_models, name))
         model = SimpleNamespace(model=SimpleNamespace(model_config=other))
         with pytest.raises(ValueError, match=f"is for SD15 image models, but the MODEL is {name}"):
             apply(comfy, model, loaded())
     wide = MotionConfig("sd15", (64, 128, 256, 256))
     with pytest.raises(ValueError, match="wide.ckpt does not fit this SD15 model"):
         apply(comfy, base, SimpleNamespace(config=wide, source="wide.ckpt"))
-
-
-def comfy_supported():
-    return comfy.supported_models
 
 
 def test_two_motion_modules_on_one_model_are_refused(comfy, base):
@@ -300,7 +296,7 @@ def test_failure_leaves_the_model_clean(comfy, base, plain, monkeypatch, when):
 
     with monkeypatch.context() as broken:
         if when == "loading":
-            broken.setattr(comfy.model_management, "load_models_gpu", fail)
+            broken.setattr(model_management, "load_models_gpu", fail)
         elif when == "inside a layer":
             broken.setattr(motion, "run_of_call", fail)
 
@@ -319,11 +315,11 @@ def test_cancel_leaves_the_model_clean(comfy, base, plain):
     model = apply(comfy, base, loaded())
 
     def callback(step, *args):
-        comfy.model_management.interrupt_current_processing()
+        model_management.interrupt_current_processing()
 
-    with pytest.raises(comfy.model_management.InterruptProcessingException):
+    with pytest.raises(model_management.InterruptProcessingException):
         denoise(model, torch.randn(4, 4, *SIZE), callback=callback)
-    comfy.model_management.interrupt_current_processing(False)
+    model_management.interrupt_current_processing(False)
     assert torch.equal(sample(base, 4, size=SIZE), plain)
 
 
@@ -351,7 +347,7 @@ def test_schedules(comfy, base, schedule, last):
         torch.linspace(start.sqrt(), last**0.5, 1000, dtype=torch.float64) ** 2)
     kept = torch.cumprod(1 - betas, 0)
     assert torch.allclose(found.sigmas, ((1 - kept) / kept).sqrt().float(), rtol=1e-4)
-    assert isinstance(found, comfy.model_sampling.EPS)
+    assert isinstance(found, EPS)
     assert base.get_model_object("model_sampling") is given
 
 
@@ -359,14 +355,15 @@ def test_schedule_keeps_what_the_model_predicts(comfy, base):
     from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
     velocity, = comfy.run(ModelSamplingDiscrete, model=base, sampling="v_prediction", zsnr=True)
     found = apply(comfy, velocity, loaded(beta_schedule="sqrt_linear")).get_model_object("model_sampling")
-    assert isinstance(found, comfy.model_sampling.V_PREDICTION) and found.zsnr
+    assert isinstance(found, V_PREDICTION) and found.zsnr
     consistency = apply(comfy, base, loaded(beta_schedule="lcm")).get_model_object("model_sampling")
     assert len(consistency.sigmas) == 50
 
 
 def test_schedule_without_a_table_is_refused(comfy, base):
     from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM
-    continuous, = comfy.run(ModelSamplingContinuousEDM, model=base, sampling="eps", sigma_max=120.0, sigma_min=0.002)
+    continuous, = comfy.run(ModelSamplingContinuousEDM, model=base, sampling="eps", sigma_max=120.0,
+                            sigma_min=0.002)
     with pytest.raises(ValueError, match="Set beta_schedule to 'keep'"):
         apply(comfy, continuous, loaded(), beta_schedule="sqrt_linear")
     assert sample(apply(comfy, continuous, loaded()), 4, size=SIZE).isfinite().all()

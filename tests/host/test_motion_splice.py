@@ -7,6 +7,8 @@ import pytest
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, Upsample
+from motion_examples import SD15, SDXL, TINY, random_motion
+
 from frozen_diffusion.modules.host.motion import (
     MotionRun,
     apply_motion,
@@ -23,7 +25,6 @@ from frozen_diffusion.modules.host.motion_splice import (
     pooled_groupnorm,
 )
 from frozen_diffusion.modules.motion.module import MotionConfig, MotionModule
-from motion_examples import SD15, SDXL, TINY, random_motion
 from testhost.models import sample
 
 TINY_SDXL = MotionConfig("sdxl", (32, 64, 128), mid=False, max_frames=16)
@@ -92,7 +93,7 @@ def test_placement_and_exact_removal(family, config, slots, request):
 
 
 def call_without(unet, frames: int) -> torch.Tensor:
-    """A call of a spliced U-Net with its layers taken out for the moment."""
+    """A call of a spliced U-Net with its layers taken out for the moment, children in the same order after."""
     children = {block: dict(block._modules) for block in unet.modules()}
     unsplice(unet)
     out = call(unet, frames, None)
@@ -131,6 +132,7 @@ def test_layers_called_without_settings_complain(tiny_sd15):
 def test_real_sizes_fit_real_models(config, changes):
     """Full-size U-Nets, built without memory."""
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
     from testhost.models import SD15 as UNET15
     from testhost.models import SDXL as UNETXL
     settings = UNET15 | changes if changes else UNETXL | {"model_channels": 320, "context_dim": 2048,

@@ -72,10 +72,10 @@ def tiny_sdxl(dtype: torch.dtype = torch.float32, seed: int = 0, **changes):
     return patcher_around(config, seed)
 
 
-def conditioning(seed: int, tokens: int = 77, **settings) -> list:
-    """A CONDITIONING of random text [1, tokens, 64], fit for SDXL too; `settings` as the host names them."""
+def conditioning(seed: int, tokens: int = 77, width: int = CONTEXT, **settings) -> list:
+    """A CONDITIONING of random text [1, tokens, width], fit for SDXL too; `settings` as the host names them."""
     generator = torch.Generator().manual_seed(seed)
-    text = torch.randn(1, tokens, CONTEXT, generator=generator)
+    text = torch.randn(1, tokens, width, generator=generator)
     return [[text, {"pooled_output": torch.randn(1, 1280, generator=generator), **settings}]]
 
 

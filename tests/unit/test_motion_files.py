@@ -5,6 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from motion_examples import FAMILIES, TINY, as_hotshot, random_motion, without_codes
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
 from frozen_diffusion.modules.motion import files, keys
 from frozen_diffusion.modules.motion.detect import check_shapes, detect
 from frozen_diffusion.modules.motion.files import (
@@ -15,9 +19,6 @@ from frozen_diffusion.modules.motion.files import (
 )
 from frozen_diffusion.modules.motion.mistakes import MotionFileError
 from frozen_diffusion.modules.motion.module import MotionConfig, MotionModule, fresh_motion_module
-from motion_examples import FAMILIES, TINY, as_hotshot, random_motion, without_codes
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 SMALL = (32, 32, 32, 32)
 

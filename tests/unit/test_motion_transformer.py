@@ -3,10 +3,11 @@ import math
 
 import pytest
 import torch
+from motion_examples import TINY, random_motion, shuffled_frames
+
 from frozen_diffusion.modules.motion import transformer
 from frozen_diffusion.modules.motion.module import MotionConfig, fresh_motion_module
 from frozen_diffusion.modules.motion.transformer import TemporalConv, TemporalTransformer, sinusoids
-from motion_examples import TINY, random_motion, shuffled_frames
 
 
 def reference(state: dict, x: torch.Tensor, frames: int, heads: int = 8) -> torch.Tensor:
