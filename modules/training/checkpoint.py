@@ -1,6 +1,7 @@
 """Checkpoints of a training: one safetensors file, replaced atomically, with all that a resumed run needs."""
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -91,7 +92,8 @@ def save_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str, 
             os.fsync(file.fileno())
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
         kept = "The previous one there is intact." if path.is_file() else "There was none before."
         raise CheckpointError(
             f"{path} could not be written ({error}): it needs {_megabytes(size)}, and "

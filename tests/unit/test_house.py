@@ -37,7 +37,7 @@ def test_every_folder_of_code_is_a_package():
 def test_every_node_file_is_listed():
     """A node file that nodes/__init__.py does not name would be silently absent."""
     tree = ast.parse((ROOT / "nodes" / "__init__.py").read_text())
-    listed = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level
+    listed = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1
               for alias in node.names}
     assert {path.stem for path in (ROOT / "nodes").glob("[!_]*.py")} == listed
 
