@@ -17,9 +17,9 @@ from .train_unet import DROPPED, eps_loss
 from .training import follow, publish
 from .vae import SD_SCALE, SpriteVAE
 
-SETTINGS = TrainSettings(steps=500, lr=2e-3, warmup=30, schedule="cosine", betas=(0.9, 0.99), weight_decay=0.0,
+SETTINGS = TrainSettings(steps=200, lr=3e-3, warmup=30, schedule="cosine", betas=(0.9, 0.99), weight_decay=0.0,
                          seed=4, checkpoint_every=250)
-RANK, BATCH, PICTURES, CLIP_FRAMES = 16, 16, 2048, 1024
+RANK, BATCH, PICTURES, CLIP_FRAMES = 16, 16, 1536, 512
 
 
 class LowRank(nn.Module):

@@ -40,9 +40,9 @@ def copy_unet(model) -> UNetModel:
                          "Module; give the motion module itself to start from it.")
     config = {**model.model.model_config.unet_config, "dtype": torch.float32}
     with torch.inference_mode(False), torch.no_grad():
-        copy = UNetModel(**config, device="cpu", operations=comfy.ops.disable_weight_init)
+        copy = UNetModel(**config, device="meta", operations=comfy.ops.disable_weight_init)
         copy.load_state_dict({key.removeprefix(PREFIX): _merged(key, *patches)
-                              for key, patches in model.get_key_patches(PREFIX).items()})
+                              for key, patches in model.get_key_patches(PREFIX).items()}, assign=True)
     return copy.eval().requires_grad_(False)
 
 

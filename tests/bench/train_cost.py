@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import resource
 import time
+from dataclasses import replace
 
 import comfy.model_management
 import comfy.model_patcher
@@ -38,17 +39,15 @@ def run() -> dict:
     batch = ClipBatch(latents, Text(torch.randn(1, 77, 768, generator=stream("text")), None))
     loss = denoising_loss(unet, noise_levels(model, "sqrt_linear"), unet.latents_in, unet.device)
 
-    base, step = [], []
-    records = train(module, loss, lambda draw: batch, TrainSettings(STEPS + 1, precision=precision),
-                    average=average)
-    for _ in records:                               # the first warms up; then turn by turn
-        base.append(forward_seconds(model, latents, batch.text, precision, unet))
-        began = time.perf_counter()
-        if next(records, None) is not None:
-            synchronise(gpu)
-            step.append(time.perf_counter() - began)
-    seconds, plain = min(step), min(base)
-    peak = torch.cuda.max_memory_allocated() if gpu else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    model.model.diffusion_model = None              # the copy is all that a training keeps
+    base, steps = [], []
+    for record in train(module, loss, lambda draw: batch, TrainSettings(STEPS + 1, precision=precision),
+                        average=average):           # turn by turn with the plain forward pass
+        steps.append(record.seconds)
+        base.append(forward_seconds(unet, latents, batch.text, precision))
+    seconds, plain = min(steps[1:]), min(base[1:])  # the first of each warms up
+    rss = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = torch.cuda.max_memory_allocated() if gpu else rss
     return {
         "figures": {"step_seconds": round(seconds, 3), "peak_gib": round(peak / 2**30, 2),
                     "over_base_forward": round(seconds / plain, 2)},
@@ -68,19 +67,12 @@ def full_size_model():
 
 
 @torch.no_grad()
-def forward_seconds(model, latents: torch.Tensor, text: Text, precision: str, unet: PrivateUNet) -> float:
-    """One forward pass of the image model alone over the same frames."""
-    network = model.model.diffusion_model.to(unet.device)
-    x = latents[0].to(unet.device)
-    context = text.tokens.to(unet.device).expand(len(x), -1, -1)
+def forward_seconds(unet: PrivateUNet, latents: torch.Tensor, text: Text, precision: str) -> float:
+    """One forward pass of the image model over the same frames, its motion layers skipped."""
+    run, unet.run = unet.run, replace(unet.run, strength=0.0)
     began = time.perf_counter()
     with autocast(unet.device, precision):
-        network(x, torch.full((len(x),), 500.0, device=unet.device), context)
-    synchronise(unet.device.type == "cuda")
+        result = unet(latents.to(unet.device), torch.tensor([500], device=unet.device), text)
+        result.sum().item()                         # waits for a GPU
+    unet.run = run
     return time.perf_counter() - began
-
-
-def synchronise(gpu: bool) -> None:
-    """Wait until the device is done."""
-    if gpu:
-        torch.cuda.synchronize()

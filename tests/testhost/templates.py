@@ -99,7 +99,7 @@ def controlnet_frames() -> Template:
                         latent_image=["picture latent", 0], seed=11, steps=20, cfg=5.0, sampler_name="euler",
                         scheduler="normal", denoise=1.0),
         "picture decode": node("VAEDecode", samples=["picture", 0], vae=["world", 2]),
-        "edges": node("Canny", image=["picture decode", 0], low_threshold=0.4, high_threshold=0.8),
+        "edges": node("Canny", image=["picture decode", 0], low_threshold=0.1, high_threshold=0.3),
         "show edges": node("PreviewImage", images=["edges", 0]),
         "controlnet": node("ControlNetLoader", control_net_name="sprite_edges.safetensors"),
         "control": node("FrozenControlFrames", positive=["positive", 0], negative=["negative", 0],

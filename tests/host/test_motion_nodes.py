@@ -1,0 +1,161 @@
+"""Load and Save Motion Module: files as users have them, through the nodes."""
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from motion_examples import TINY, as_hotshot, random_motion, without_codes
+from safetensors.torch import save_file
+
+from frozen_diffusion.modules.host import motion_files
+from frozen_diffusion.modules.host.motion import hold_motion
+from frozen_diffusion.modules.motion.files import read_motion_file, write_motion_file
+from frozen_diffusion.modules.motion.mistakes import MotionFileError
+from testhost.models import sample
+
+
+@pytest.fixture(scope="module")
+def folder(comfy, tmp_path_factory):
+    """A folder of motion modules that the host knows, as from extra_model_paths.yaml."""
+    path = tmp_path_factory.mktemp("animatediff_models")
+    comfy.folder_paths.add_model_folder_path(motion_files.FOLDER, str(path))
+    return path
+
+
+def load(comfy, name: str):
+    return comfy.run("FrozenLoadMotionModule", motion_file=name)
+
+
+def listed(comfy) -> list[str]:
+    schema = comfy.node("FrozenLoadMotionModule").GET_SCHEMA()
+    return schema.inputs[0].options
+
+
+def test_list_shows_model_files_of_all_places(comfy, folder, tmp_path, monkeypatch):
+    """The host's folders by ending, the pack's weights by what the files say they are."""
+    save_file(random_motion().state_dict(), folder / "user.safetensors")
+    (folder / "readme.txt").write_text("not a model")
+    write_motion_file(tmp_path / "ours.safetensors", random_motion(), {})
+    save_file({"x": torch.zeros(1)}, tmp_path / "vae.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"\xff" * 20)
+    monkeypatch.setattr(motion_files, "WEIGHTS", tmp_path)
+    names = listed(comfy)
+    assert names[0] == "frozen-diffusion/ours.safetensors" and "user.safetensors" in names
+    assert not any("readme" in name or "vae" in name or "broken" in name for name in names)
+    assert load(comfy, names[0])[0].config == TINY
+    with pytest.raises(FileNotFoundError, match="missing.safetensors"):
+        load(comfy, "missing.safetensors")
+
+
+def test_loading_again_follows_the_file(comfy, folder):
+    node = comfy.node("FrozenLoadMotionModule")
+    save_file(random_motion().state_dict(), folder / "changing.safetensors")
+    before = node.fingerprint_inputs(motion_file="changing.safetensors")
+    assert node.fingerprint_inputs(motion_file="changing.safetensors") == before
+    save_file(random_motion(seed=1).state_dict(), folder / "changing.safetensors")
+    assert node.fingerprint_inputs(motion_file="changing.safetensors") != before
+
+
+def test_foreign_files_load_and_sample(comfy, folder, tiny_sd15):
+    """A training script's checkpoint and two other namings give the same clip as the plain file."""
+    state = random_motion().state_dict()
+    save_file(state, folder / "plain.safetensors")
+    save_file(as_hotshot(state), folder / "names.safetensors")
+    torch.save({"epoch": 1, "global_step": 2, "state_dict": {f"module.{key}": value for key, value in state.items()}},
+               folder / "training.ckpt")
+    base, clips = tiny_sd15(), []
+    for name in ("plain.safetensors", "names.safetensors", "training.ckpt"):
+        module, report = load(comfy, name)
+        assert name in report and "M parameters" in report
+        model, = comfy.run("FrozenApplyMotionModule", model=base, motion_module=module, strength=1.0,
+                           frames_per_clip=0, start_percent=0.0, end_percent=1.0, beta_schedule="keep",
+                           groupnorm="official")
+        clips.append(sample(model, 3, size=(8, 8)))
+    assert torch.equal(clips[0], clips[1]) and torch.equal(clips[0], clips[2])
+
+
+def test_warnings_are_in_the_report(comfy, folder):
+    state = without_codes(random_motion().state_dict())
+    save_file({**state, "conv_out.weight": torch.zeros(4)}, folder / "lcm.safetensors")
+    _, report = load(comfy, "lcm.safetensors")
+    assert "animatelcm" in report and "Warning: the file has no position codes" in report
+    assert "1 tensors that are no motion weights" in report
+
+
+@pytest.mark.parametrize(("name", "content", "match"), [
+    ("page.safetensors", b"<!DOCTYPE html>", "saved web page"),
+    ("pointer.ckpt", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+    ("nan.safetensors", {"nan": True}, "NaN"),
+    ("cut.safetensors", {"cut": True}, "cut off"),
+    ("lora.safetensors", {"lora": True}, "motion LoRA"),
+])
+def test_wrong_files_through_the_node(comfy, folder, name, content, match):
+    path, state = folder / name, random_motion().state_dict()
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        if "nan" in content:
+            next(iter(state.values()))[0] = float("nan")
+        if "lora" in content:
+            state = {"down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0.attention_blocks.0."
+                     "processor.to_q_lora.down.weight": torch.zeros(4, 32)}
+        save_file(state, path)
+        if "cut" in content:
+            path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(MotionFileError, match=match) as error:
+        load(comfy, name)
+    assert name in str(error.value)
+
+
+def test_save_and_load_again(comfy):
+    """Numbered as the host's savers do, under the output folder, with what is known about the module."""
+    module = hold_motion(TINY, random_motion().state_dict(), "trained", {"licence": "CC0", "steps": "7"})
+    settings = {"motion_module": module, "filename_prefix": "motion_modules/test", "licence": ""}
+    paths = [Path(comfy.run("FrozenSaveMotionModule", **settings, train_data=data)[0]) for data in ("", "sprites")]
+    assert [path.name for path in paths] == ["test_00001_.safetensors", "test_00002_.safetensors"]
+    assert paths[0].parent == Path(comfy.folder_paths.get_output_directory()) / "motion_modules"
+    again, report = motion_files.load_motion_file(paths[1])
+    assert again.config == TINY and not report.warnings
+    assert all(torch.equal(value, again.module.state_dict()[key]) for key, value in module.module.state_dict().items())
+    assert (again.metadata["licence"], again.metadata["train_data"], again.metadata["steps"]) == ("CC0", "sprites", "7")
+
+
+def test_sixteen_bit_files_keep_their_codes(comfy, tmp_path):
+    """Weights in 16 bits, position codes read into fp32."""
+    state = {key: value.half() for key, value in random_motion().state_dict().items()}
+    save_file(state, tmp_path / "half.safetensors")
+    loaded, _ = motion_files.load_motion_file(tmp_path / "half.safetensors")
+    assert {value.dtype for key, value in loaded.module.state_dict().items() if key.endswith(".pe")} == {torch.float32}
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system of one megabyte."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_full_disk(comfy, small_disk):
+    output = comfy.folder_paths.get_output_directory()
+    comfy.folder_paths.set_output_directory(str(small_disk))
+    try:
+        module = hold_motion(TINY, random_motion().state_dict(), "trained")
+        with pytest.raises(OSError, match=r"could not be written to .*MiB are free. Free some space"):
+            comfy.run("FrozenSaveMotionModule", motion_module=module, filename_prefix="motion_modules/big",
+                      licence="", train_data="")
+    finally:
+        comfy.folder_paths.set_output_directory(output)
+    assert [path for path in small_disk.rglob("*") if path.is_file()] == []
+
+
+def test_our_file_is_a_plain_motion_module(comfy, tmp_path):
+    """Without its metadata, as other packs see it, a file of ours is an AnimateDiff module."""
+    write_motion_file(tmp_path / "ours.safetensors", random_motion(), {})
+    config, *_ = read_motion_file(tmp_path / "ours.safetensors", lambda path: (
+        motion_files.comfy.utils.load_torch_file(path, safe_load=True), None))
+    assert config.kind == "animatediff v2" and config.channels == TINY.channels
