@@ -41,7 +41,6 @@ def train_motion(args: argparse.Namespace) -> int:
 def bench(args: argparse.Namespace) -> int:
     """Run one benchmark; the last line printed is a JSON object with its figures."""
     measure = load_bench(args.name)
-    boot_comfyui()
     began = time.perf_counter()
     result = measure.run()
     context = machine() | {"seconds": round(time.perf_counter() - began, 2)} | result.get("context", {})
@@ -56,6 +55,7 @@ def load_bench(name: str) -> ModuleType:
         there = ", ".join(sorted(file.stem.replace("_", "-") for file in BENCHES.glob("[!_]*.py"))) or "none"
         raise SystemExit(f"no benchmark {name!r}; there are: {there}. Benchmarks are part of the source "
                          "checkout, not of an installed package.")
+    boot_comfyui()
     sys.path.append(str(BENCHES.parent))        # benchmarks may use the test host
     spec = importlib.util.spec_from_file_location(f"bench_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)

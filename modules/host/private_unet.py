@@ -25,12 +25,8 @@ from .motion_splice import MotionSlot, pooled_groupnorm
 PREFIX = "diffusion_model."
 
 
-def copy_unet(model) -> UNetModel:
-    """The U-Net of the MODEL `model` in fp32 on the CPU, its LoRA patches merged in, frozen.
-
-    Reads the weights without patches, wherever the host keeps them at the moment, and writes nothing.
-    Raises ValueError for a MODEL that is no SD1.5 or SDXL image model, or that carries a motion module.
-    """
+def check_trainable(model) -> None:
+    """Raises ValueError for a MODEL that is no SD1.5 or SDXL image model, or that carries a motion module."""
     unet = model.model.diffusion_model
     if type(unet) is not UNetModel or unet.in_channels != 4:
         raise ValueError(f"Training needs a text-to-image model of the SD1.5 or SDXL family; the MODEL is a "
@@ -38,6 +34,15 @@ def copy_unet(model) -> UNetModel:
     if model.get_injections(KEY) is not None:
         raise ValueError("The MODEL already has a motion module. Connect the MODEL from before Apply Motion "
                          "Module; give the motion module itself to start from it.")
+
+
+def copy_unet(model) -> UNetModel:
+    """The U-Net of the MODEL `model` in fp32 on the CPU, its LoRA patches merged in, frozen.
+
+    Reads the weights without patches, wherever the host keeps them at the moment, and writes nothing.
+    Raises ValueError for a MODEL that training cannot use (`check_trainable`).
+    """
+    check_trainable(model)
     config = {**model.model.model_config.unet_config, "dtype": torch.float32}
     with torch.inference_mode(False), torch.no_grad():
         copy = UNetModel(**config, device="meta", operations=comfy.ops.disable_weight_init)

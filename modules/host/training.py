@@ -26,7 +26,7 @@ from ..training.order import stream
 from .demo import load_sprite_world
 from .motion import FAMILIES, LoadedMotion, check_family, hold_motion
 from .motion_schedule import AUTO
-from .private_unet import PrivateUNet, noise_levels
+from .private_unet import PrivateUNet, check_trainable, noise_levels
 
 SAMPLE_STEPS, SAMPLE_CFG = 20, 5.0
 
@@ -43,8 +43,12 @@ class HostCodec:
                              "no CLIP because it holds no text model, load one with Load CLIP.")
         self.vae, self.clip = vae, clip
         ramp = torch.linspace(0, 255, 64).to(torch.uint8)
-        self.vae_name = _name_of(self.latents(torch.stack([ramp[:, None] + ramp, ramp.expand(64, 64),
-                                                           ramp[:, None].expand(64, 64)])[None]))
+        probe = self.latents(torch.stack([ramp[:, None] + ramp, ramp.expand(64, 64),
+                                          ramp[:, None].expand(64, 64)])[None])
+        if probe.ndim != 4 or probe.shape[1] != 4:
+            raise ValueError(f"The VAE gives latents of shape {list(probe.shape)} for a picture; those of SD1.5 "
+                             "and SDXL have 4 channels. Connect the VAE of the image model's checkpoint.")
+        self.vae_name = _name_of(probe)
         self.clip_name = _name_of(self.text("a probe for the text model").tokens)
 
     def latents(self, pixels: Tensor) -> Tensor:
@@ -69,6 +73,7 @@ class MotionTraining:
     def __init__(self, model, vae, clip, source: ClipSource, recipe: MotionRecipe,
                  warm: LoadedMotion | None = None, checkpoint: Path | None = None, resume: bool = True,
                  cache: Path | None = None):
+        check_trainable(model)
         self.model, self.vae, self.recipe = model, vae, recipe
         self.checkpoint, self.resume = checkpoint, resume
         self.config = module_config(model, source, recipe, warm)

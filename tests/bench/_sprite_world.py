@@ -14,6 +14,7 @@ import comfy.model_management
 import comfy.sample
 import comfy.utils
 import torch
+
 from frozen_diffusion.modules.demo.renderer import FRAMES
 from frozen_diffusion.modules.demo.world import Scene, caption
 from frozen_diffusion.modules.host.demo import WEIGHTS, load_sprite_world

@@ -19,6 +19,7 @@ from bench._sprite_world import (
     median_seconds,
     prompts,
 )
+
 from frozen_diffusion.modules.demo.oracle import read_pictures
 from frozen_diffusion.modules.demo.renderer import render
 from frozen_diffusion.modules.demo.world import Scene, caption, random_scene

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from bench._sprite_world import CFG, context, generate, load_world, median_seconds, with_motion
+
 from frozen_diffusion.modules.demo.renderer import FRAMES
 from frozen_diffusion.modules.demo.world import Scene, caption
 

@@ -20,6 +20,7 @@ from bench._sprite_world import (
     with_motion,
     with_style,
 )
+
 from frozen_diffusion.modules.demo.motion_oracle import read_clips
 from frozen_diffusion.modules.demo.renderer import FRAMES
 from frozen_diffusion.modules.demo.styles import STYLES
