@@ -6,7 +6,7 @@ from contextlib import ExitStack
 
 import comfy.lora
 import comfy.model_management
-import comfy.model_sampling
+import comfy.model_sampling as host
 import comfy.ops
 import torch
 import torch.nn.functional as F
@@ -54,16 +54,19 @@ def copy_unet(model) -> UNetModel:
 def noise_levels(model, schedule: str) -> NoiseLevels:
     """The noise levels of a MODEL with the beta schedule `schedule` ("keep" = its own), and what it predicts.
 
-    Raises ValueError if it predicts neither noise nor v, as flow models do.
+    Raises ValueError for other samplings, such as those of flow, EDM and LCM models.
     """
     model = model.clone()
     set_schedule(model, schedule)
     sampling = model.get_model_object("model_sampling")
-    if not isinstance(sampling, comfy.model_sampling.EPS):
-        raise ValueError(f"The MODEL predicts neither noise nor v ({type(sampling).__mro__[2].__name__}). "
-                         "Training needs an SD1.5 or SDXL model with its usual sampling.")
-    v = isinstance(sampling, comfy.model_sampling.V_PREDICTION)
-    return NoiseLevels(1 / (1 + sampling.sigmas.cpu().double().square()), "v" if v else "eps")
+    known = isinstance(sampling, host.EPS) and not isinstance(sampling, (host.EDM, host.X0))
+    table = isinstance(sampling, host.ModelSamplingDiscrete) and len(sampling.sigmas) == sampling.num_timesteps
+    if not (known and table):
+        kind = " with ".join(base.__name__ for base in type(sampling).__bases__)
+        raise ValueError(f"The MODEL samples by {kind}. Training needs an SD1.5 or SDXL model that predicts noise "
+                         "or v at 1000 noise levels; take away nodes that change its sampling.")
+    prediction = "v" if isinstance(sampling, host.V_PREDICTION) else "eps"
+    return NoiseLevels(1 / (1 + sampling.sigmas.cpu().double().square()), prediction)
 
 
 class PrivateUNet:

@@ -96,7 +96,7 @@ def is_our_file(path: Path) -> bool:
     """Whether a safetensors file was written by `write_motion_file`, told from its header."""
     try:
         return is_ours(read_header(path).get("__metadata__"))
-    except (OSError, ValueError, AttributeError, MemoryError):
+    except (OSError, ValueError, AttributeError):
         return False
 
 

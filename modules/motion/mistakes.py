@@ -70,9 +70,16 @@ def check_safetensors(path: Path, size: int, head: bytes) -> None:
 
 
 def read_header(path: Path) -> dict:
-    """The JSON header of a safetensors file: names, shapes and metadata, without the weights."""
+    """The JSON header of a safetensors file: names, shapes and metadata, without the weights.
+
+    Raises ValueError when there is none.
+    """
     with path.open("rb") as file:
-        return json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+        length = header_length(file.read(10))
+        if length is None:
+            raise ValueError(f"{path.name} does not begin like a safetensors file")
+        file.seek(8)
+        return json.loads(file.read(length))
 
 
 def name_other(keys: Collection[str]) -> str | None:

@@ -23,6 +23,7 @@ from bench._sprite_world import (
 from frozen_diffusion.modules.demo.oracle import read_pictures
 from frozen_diffusion.modules.demo.renderer import render
 from frozen_diffusion.modules.demo.world import Scene, caption, random_scene
+from frozen_diffusion.modules.host.demo import caption_tokens
 
 SEED, STEPS, BATCH, AMONG = 500, 25, 20, 100
 ATTRIBUTES = ("sprite", "colour", "size", "texture", "place")
@@ -52,8 +53,8 @@ def clip_retrieval(world: World, groups: int = 5) -> float:
     for group in range(groups):
         scenes, pixels = draw(AMONG, SEED + 1 + group)
         image = world.vision.encode_image(pixels.movedim(1, -1), crop=False).image_embeds.float()
-        text = torch.cat([world.clip.encode_from_tokens(world.clip.tokenize(caption(scene)), return_pooled=True)[1]
-                          for scene in scenes]).float()
+        tokens = caption_tokens([caption(scene) for scene in scenes])
+        text = world.clip.cond_stage_model.clip_l.transformer(tokens)[2]    # projected; SD1's pooled text is not
         alike = torch.nn.functional.normalize(image, dim=1) @ torch.nn.functional.normalize(text, dim=1).T
         partner = torch.arange(AMONG)
         right += torch.stack([(alike.argmax(way) == partner).float().mean() for way in (0, 1)]) / groups

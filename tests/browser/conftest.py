@@ -1,8 +1,8 @@
-"""The browser of the tests: one for the session, skipped loudly where there is none."""
+"""The browser of the tests: one for a file of them, skipped loudly where there is none."""
 import pytest
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def page(server):
     """ComfyUI's page on the session's server: see testhost.browser.Page."""
     from testhost.browser import Page, chromium

@@ -332,7 +332,7 @@ def test_wrong_inputs(setup, tiny_sd15, tiny_sdxl, vae):
     flow = model.clone()
     flow.add_object_patch("model_sampling", type("Flow", (
         comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST), {})())
-    with pytest.raises(ValueError, match="predicts neither noise nor v"):
+    with pytest.raises(ValueError, match="samples by ModelSamplingDiscreteFlow with CONST"):
         noise_levels(flow, "keep")
     with pytest.raises(ValueError, match="with 9 input channels"):
         copy_unet(tiny_sd15(in_channels=9))

@@ -1,13 +1,14 @@
 """The host in this process: what a test needs to call nodes as the host's executor calls them."""
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import frozen_diffusion
 from frozen_diffusion.modules.host.boot import boot_comfyui
+
+from .server import finish
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,6 @@ def start(output: Path) -> HostInProcess:
         extension = await frozen_diffusion.comfy_entrypoint()
         return await extension.get_node_list()
 
-    pack = asyncio.run(listed())
+    pack = finish(listed())
     nodes.NODE_CLASS_MAPPINGS.update({node.GET_SCHEMA().node_id: node for node in pack})
     return HostInProcess(folder, nodes, folder_paths, pack)

@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from frozen_diffusion.modules.host.boot import PACK, find_comfyui
@@ -59,6 +60,15 @@ def link_pack() -> tuple[str, list[str]]:
     paths = LINK / "extra_model_paths.yaml"
     paths.write_text(EXTRA_PATHS)
     return NAME, ["--extra-model-paths-config", str(paths)]
+
+
+def finish(coroutine):
+    """Run a coroutine to its end, in a thread of its own: playwright keeps an event loop in the main one."""
+    async def ended():
+        return await coroutine
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, ended()).result()
 
 
 def free_port() -> int:
@@ -179,7 +189,7 @@ class Server:
         """
         if on_message is None:
             return self.wait(self.queue(graph), seconds)
-        prompt_id = asyncio.run(asyncio.wait_for(self.follow(graph, on_message), seconds))
+        prompt_id = finish(asyncio.wait_for(self.follow(graph, on_message), seconds))
         return self.wait(prompt_id, seconds)
 
     async def follow(self, graph: dict, on_message: Callable[[str, dict], None]) -> str:
