@@ -10,7 +10,7 @@ from safetensors import safe_open
 from ..training import command
 from .training import publish
 
-ARGUMENTS = ("--data", "sprite-world", "--checkpoint", "sprite-world", "--max-clips", "384", "--steps", "350",
+ARGUMENTS = ("--data", "sprite-world", "--checkpoint", "sprite-world", "--max-clips", "320", "--steps", "300",
              "--batch", "2", "--lr", "8e-4", "--warmup", "50", "--schedule", "cosine", "--beta-schedule", "keep",
              "--ema", "0.995",
              "--no-gradient-checkpointing", "--keep-still", "--checkpoint-every", "200", "--seed", "6")
