@@ -39,14 +39,16 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
 
 
 @torch.inference_mode()
-def measure(frames: int, size: int, device: torch.device, dtype: torch.dtype) -> dict[str, list[float]]:
+def measure(frames: int, size: int, device: torch.device, dtype: torch.dtype,
+            channels: tuple[int, ...] = SD15) -> dict[str, list[float]]:
     """Seconds of every round for "unet", "motion" and "diffusers"."""
     made = {"device": device, "dtype": dtype}
-    settings = UNET | {"model_channels": 320, "context_dim": 768, "num_heads": 8}
+    settings = UNET | {"model_channels": channels[0], "context_dim": 768, "num_heads": 8}
     unet = fill(UNetModel(**settings, operations=comfy.ops.disable_weight_init, **made))
-    module = fill(MotionModule(MotionConfig("sd15", SD15), comfy.ops.manual_cast, **made))
+    module = fill(MotionModule(MotionConfig("sd15", channels), comfy.ops.manual_cast, **made))
     with torch.device(device):
-        peer = fill(UNetMotionModel(cross_attention_dim=768, num_attention_heads=8).to(dtype))
+        peer = fill(UNetMotionModel(cross_attention_dim=768, num_attention_heads=8,
+                                    block_out_channels=channels).to(dtype))
     x, t = torch.randn(frames, 4, size, size, **made), torch.full((frames,), 500, device=device)
     text = torch.randn(frames, 77, 768, **made)
     clip = x.transpose(0, 1)[None]                                              # [1, C, f, H, W]
@@ -57,7 +59,7 @@ def measure(frames: int, size: int, device: torch.device, dtype: torch.dtype) ->
         unsplice(unet)
 
     calls = {"unet": lambda: unet(x, t, context=text, transformer_options={}), "motion": with_motion,
-             "diffusers": lambda: peer(clip, t[:1], encoder_hidden_states=text[:1])}
+             "diffusers": lambda: peer(clip, t[:1], encoder_hidden_states=text)}
     taken = {name: [] for name in calls}
     for _ in range(WARM + ROUNDS):
         for name, call in calls.items():
