@@ -22,6 +22,14 @@ def shrink(pixels: torch.Tensor, side: int) -> torch.Tensor:
     return F.avg_pool2d(pixels, pixels.shape[-1] // side)
 
 
+def soften(pixels: torch.Tensor) -> torch.Tensor:
+    """Two box filters of 3. Fits compare softened pictures: an autoencoder's soft edges then cost next to nothing,
+    where sharp ones make a faint wrong sprite look better than a crisp right one."""
+    for _ in range(2):
+        pixels = F.avg_pool2d(pixels, 3, stride=1, padding=1, count_include_pad=False)
+    return pixels
+
+
 @functools.cache
 def _shade(side: int) -> torch.Tensor:
     """[3, 1, side, side]: how much of the second shade each texture has at each pixel."""
@@ -103,32 +111,32 @@ def search_bank() -> Search:
 
 
 def compose(sprite: torch.Tensor, pose: torch.Tensor, backgrounds: torch.Tensor) -> torch.Tensor:
-    """[M] sprites in [M, 4] poses before [M, 3, 64, 64] -> pictures [M, 3, 64, 64]."""
-    rgba = shrink(place_sprites(sprite, pose[:, :2], pose[:, 2].exp(), pose[:, 3]), FINE)
+    """[M] sprites in [M, 4] poses before [M, 3, s, s] -> pictures [M, 3, s, s]."""
+    rgba = shrink(place_sprites(sprite, pose[:, :2], pose[:, 2].exp(), pose[:, 3]), backgrounds.shape[-1])
     return rgba[:, :3] + (1 - rgba[:, 3:]) * backgrounds
 
 
 def refine(pictures: torch.Tensor, backgrounds: torch.Tensor, sprite: torch.Tensor, pose: torch.Tensor,
            turn: bool = True, steps: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
-    """Levenberg-Marquardt on [M, 3, 64, 64]: better poses [M, 4] and their squared errors [M].
+    """Levenberg-Marquardt: better poses [M, 4] and their squared errors [M].
 
-    `turn` False keeps the angles as given.
+    `pictures` [M, 3, 64, 64] are softened, `backgrounds` are not. `turn` False keeps the angles as given.
     """
     probe = torch.diag(torch.tensor([1.0, 1.0, 0.03, 0.05]))[:4 if turn else 3]         # finite differences
     free = len(probe)
     damping = torch.full((len(pose),), 0.01)
-    fit = compose(sprite, pose, backgrounds)
+    fit = soften(compose(sprite, pose, backgrounds))
     error = (pictures - fit).square().sum((1, 2, 3))
     for _ in range(steps):
         moved = (pose[:, None] + probe).flatten(0, 1)                                   # [M * free, 4]
-        slope = compose(sprite.repeat_interleave(free), moved, backgrounds.repeat_interleave(free, 0))
+        slope = soften(compose(sprite.repeat_interleave(free), moved, backgrounds.repeat_interleave(free, 0)))
         slope = (slope.unflatten(0, (-1, free)) - fit[:, None]).flatten(2)              # [M, free, pixels]
         normal = slope @ slope.mT                                                       # [M, free, free]
         normal = normal + torch.diag_embed(normal.diagonal(dim1=1, dim2=2) * damping[:, None] + 1e-4)
         change = torch.linalg.solve(normal, slope @ (pictures - fit).flatten(1)[..., None])[..., 0]
         trial = pose + change.clamp(-6, 6) @ probe
         trial[:, 2].clamp_(*LOG_WIDTHS)
-        trial_fit = compose(sprite, trial, backgrounds)
+        trial_fit = soften(compose(sprite, trial, backgrounds))
         trial_error = (pictures - trial_fit).square().sum((1, 2, 3))
         better = trial_error < error
         pose = torch.where(better[:, None], trial, pose)

@@ -99,7 +99,7 @@ def read_clip(clip: torch.Tensor) -> tuple[Scene, torch.Tensor, torch.Tensor, to
     errors = frames.error.clone()
     errors[:, sprite] = torch.minimum(errors[:, sprite], error)
     shown = torch.where(errors[:, sprite] < MORPH * errors.amin(1), sprite, errors.argmin(1))
-    return scene, pose, confidence(frames, errors), shown
+    return scene, pose, confidence(frames, errors, torch.full((count,), sprite), pose), shown
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .fitting import COARSE, FINE, backdrop, fit_backgrounds, refine, search_bank, shrink
+from .fitting import COARSE, FINE, backdrop, compose, fit_backgrounds, refine, search_bank, shrink, soften
 from .renderer import CENTRE, SIDE, WIDTH, place_sprites
 from .world import COLOURS, PLACES, SIZES, SPRITES, TEXTURES, Scene
 
@@ -44,7 +44,10 @@ class Reading:
 class Frames:
     """M frames taken apart: all that the decisions are made from."""
 
-    fine: torch.Tensor              # [M, 3, 64, 64]
+    pixels: torch.Tensor            # [M, 3, 128, 128]
+    fine: torch.Tensor              # [M, 3, 64, 64] the same, softened
+    colour: torch.Tensor            # [M, 3] of the background
+    texture: torch.Tensor           # [M]
     backgrounds: torch.Tensor       # [M, 3, 64, 64]
     gain: torch.Tensor              # [M, 24, 12] of the search, by sprite and angle
     found: torch.Tensor             # [M, 24, 12, 4] its poses
@@ -54,7 +57,7 @@ class Frames:
 
 def read_frames(pixels: torch.Tensor, colour: torch.Tensor, texture: torch.Tensor) -> Frames:
     """Search and refine in [M, 3, 128, 128] before backgrounds of [M, 3] base colours and [M] textures."""
-    fine, coarse = shrink(pixels, FINE), shrink(pixels, COARSE)
+    fine, coarse = soften(shrink(pixels, FINE)), shrink(pixels, COARSE)
     backgrounds, behind = backdrop(colour, texture, FINE), backdrop(colour, texture, COARSE)
     parts = [search_bank()(*part) for part in zip(coarse.split(4), behind.split(4), strict=True)]
     gain, found = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -65,20 +68,22 @@ def read_frames(pixels: torch.Tensor, colour: torch.Tensor, texture: torch.Tenso
         sprite = best[row].topk(CANDIDATES).indices
         same = [part[row].expand(CANDIDATES, -1, -1, -1) for part in (fine, backgrounds)]
         pose[row, sprite], error[row, sprite] = refine(*same, sprite, pose[row, sprite])
-    return Frames(fine, backgrounds, gain, found, error, pose)
+    return Frames(pixels, fine, colour, texture, backgrounds, gain, found, error, pose)
 
 
-def confidence(frames: Frames, error: torch.Tensor) -> torch.Tensor:
-    """How sure the best of [M, 24] squared errors is, [M] in 0..1: it must explain the picture, and alone.
+def confidence(frames: Frames, error: torch.Tensor, sprite: torch.Tensor, pose: torch.Tensor) -> torch.Tensor:
+    """How sure the readings [M] and [M, 4] are, [M] in 0..1: they must explain the picture, and alone.
 
-    The posterior of the best sprite among all sprites and an empty background, under noise of the size of its
-    own error, times the trust in an error of that size.
+    The posterior of the sprite among all sprites [M, 24] and an empty background, under noise of the size of its own
+    error, times the trust in what it leaves unexplained at full resolution.
     """
-    empty = (frames.fine - frames.backgrounds).square().sum((1, 2, 3))
+    empty = (frames.fine - soften(frames.backgrounds)).square().sum((1, 2, 3))
     mean_square = torch.cat([error, empty[:, None]], 1) / (3 * FINE ** 2)               # [M, 25]
-    best = mean_square[:, :-1].amin(1)
-    odds = (-EVIDENCE / 2 * mean_square / (best + FLOOR ** 2)[:, None]).softmax(1)
-    return odds[:, :-1].amax(1) * (-best / TRUST ** 2).exp()
+    own = mean_square.gather(1, sprite[:, None])
+    odds = (-EVIDENCE / 2 * mean_square / (own + FLOOR ** 2)).softmax(1)
+    whole = compose(sprite, pose, backdrop(frames.colour, frames.texture, SIDE))
+    trust = (-(frames.pixels - whole).square().mean((1, 2, 3)) / TRUST ** 2).exp()
+    return odds.gather(1, sprite[:, None])[:, 0] * trust
 
 
 def nearest(value: float, names: dict[str, float]) -> str:
@@ -124,7 +129,7 @@ def read_pictures(pixels: torch.Tensor) -> Reading:
         pose = frames.pose[row, sprite]
         scenes += map(describe, sprite.tolist(), pose.tolist(), behind.tolist())
         poses.append(pose)
-        sure.append(confidence(frames, frames.error))
+        sure.append(confidence(frames, frames.error, sprite, pose))
         sprites.append(sprite)
     return make_reading(scenes, torch.cat(poses)[:, None], torch.cat(sure)[:, None],
                         torch.cat(sprites)[:, None])

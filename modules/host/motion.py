@@ -13,7 +13,7 @@ import comfy.ops
 import comfy.supported_models
 import comfy.utils
 import torch
-from comfy.patcher_extension import PatcherInjection, WrappersMP
+from comfy.patcher_extension import CallbacksMP, PatcherInjection, WrappersMP
 from torch import Tensor
 
 from ..motion.module import MotionConfig, MotionModule
@@ -99,6 +99,7 @@ def apply_motion(model, loaded: LoadedMotion, strength: float = 1.0, frames_per_
                               (start_percent, end_percent), POOLED in (groupnorm, loaded.config.groupnorm))
     model.set_additional_models(KEY, [loaded.patcher.clone()])
     model.set_injections(KEY, [PatcherInjection(inject, eject)])
+    model.add_callback_with_key(CallbacksMP.ON_PRE_RUN, KEY, inject_if_ejected)
     model.set_model_forward_timestep_embed_patch((MotionSlot, call_slot))
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, sampling.around_sampling)
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, sampling.around_unet)
@@ -129,6 +130,11 @@ def inject(patcher) -> None:
 def eject(patcher) -> None:
     """The exact inverse of `inject`."""
     unsplice(patcher.model.diffusion_model)
+
+
+def inject_if_ejected(patcher) -> None:
+    """Before a run: the last one ejected, and a host may find the weights loaded and inject nothing."""
+    patcher.inject_model()
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,7 @@ def save_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str, 
         save_file(tensors, str(part), metadata)
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
+        os.chmod(part, 0o644)       # safetensors makes it readable by its owner only
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):

@@ -93,7 +93,8 @@ def _train(args: argparse.Namespace) -> int:
     training = MotionTraining(model, vae, clip, clips, recipe, warm, checkpoint, args.resume,
                               args.cache or beside.with_name(cache))
     for done, total in training.encode():
-        print(f"\rencoded {done} of {total}", end="" if done < total else "\n", flush=True)
+        if done % 50 == 0 or done == total:
+            print(f"encoded {done} of {total}", flush=True)
 
     def show(step: int) -> None:
         path = beside.with_name(f"{beside.name}_{step:06}.png")

@@ -201,6 +201,9 @@ def test_weights_move_while_spliced(tiny_sd15):
     assert model.is_injected and torch.equal(unet.state_dict()[key], weights[key])
     model.partially_load(device, 1e9)
     assert model.is_injected and sum(isinstance(part, MotionSlot) for part in unet.modules()) == 21
+    model.eject_model()
+    model.pre_run()         # a run injects even where the host finds everything loaded
+    assert model.is_injected
     model.detach()
     assert not model.is_injected and shape(unet) == before
     assert all(torch.equal(value, weights[key]) for key, value in unet.state_dict().items())
