@@ -1,7 +1,8 @@
 """What motion costs: one call of the U-Net at SD1.5 size on random weights, alone, with motion, and in diffusers.
 
 All models are in one process and take turns; a figure is the ratio of medians. 8 frames of 16x16 latents on a
-processor, 16 frames of 64x64 latents in fp16 where there is a GPU.
+processor, 16 frames of 64x64 latents in fp16 where there is a GPU. All use torch's attention, as diffusers does by
+itself and ComfyUI with --use-pytorch-cross-attention (which `make demo` sets).
 """
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from collections.abc import Callable
 
 import comfy.ops
 import torch
+from comfy.ldm.modules.attention import attention_pytorch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from diffusers import UNetMotionModel
 from motion_examples import SD15
@@ -20,6 +22,7 @@ from frozen_diffusion.modules.motion.module import MotionConfig, MotionModule
 from testhost.models import SD15 as UNET
 
 ROUNDS, WARM = 5, 2
+TORCH_ATTENTION = {"optimized_attention_override": lambda _, *args, **kwargs: attention_pytorch(*args, **kwargs)}
 
 
 def fill(module: torch.nn.Module) -> torch.nn.Module:
@@ -55,10 +58,11 @@ def measure(frames: int, size: int, device: torch.device, dtype: torch.dtype,
 
     def with_motion():
         splice(unet, module)
-        unet(x, t, context=text, transformer_options=motion_options(MotionRun(frames)))
+        unet(x, t, context=text, transformer_options=TORCH_ATTENTION | motion_options(MotionRun(frames)))
         unsplice(unet)
 
-    calls = {"unet": lambda: unet(x, t, context=text, transformer_options={}), "motion": with_motion,
+    calls = {"unet": lambda: unet(x, t, context=text, transformer_options=dict(TORCH_ATTENTION)),
+             "motion": with_motion,
              "diffusers": lambda: peer(clip, t[:1], encoder_hidden_states=text)}
     taken = {name: [] for name in calls}
     for _ in range(WARM + ROUNDS):

@@ -1,8 +1,8 @@
 """Text to video on sprite world in figures: does the clip show the sprite and the motion that were asked for.
 
-Of 200 prompts (FROZEN_BENCH_PROMPTS) 7 in 10 name pairs of sprite and motion that training may draw, 3 in 10 the
-pairs held out of it. The first 3 in 10 are sampled again, same seeds, with a style LoRA (inverted colours) that
-the motion module has never met; the style is undone before the oracle looks.
+Of 200 prompts (FROZEN_BENCH_PROMPTS) a half names pairs of sprite and motion that training may draw and a quarter
+pairs held out of it. The last quarter repeats prompts and seeds of the first half with a style LoRA (inverted
+colours) that the motion module has never met; the style is undone before the oracle looks.
 """
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def by_motion(asked: list[Scene], seen: tuple[Scene, ...]) -> dict[str, str]:
 def run() -> dict:
     """Motion right on trained pairs, held-out pairs and under a style LoRA; sprite right, and the same throughout."""
     count = prompts(200)
-    trained, new = draw(count * 7 // 10, count * 3 // 10)
+    trained, new = draw(count // 2, count // 4)
     world = load_world()
     model = with_motion(world.model, FRAMES)
     seen = {}

@@ -23,7 +23,7 @@ from frozen_diffusion.modules.training.loop import TrainSettings, autocast, trai
 from frozen_diffusion.modules.training.order import stream
 from testhost.models import SD15, initialise
 
-STEPS = 3
+STEPS = 2
 FULL = SD15 | {"model_channels": 320, "context_dim": 768, "num_heads": 8}
 
 
