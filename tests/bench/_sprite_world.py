@@ -21,6 +21,7 @@ from frozen_diffusion.modules.host.demo import WEIGHTS, load_sprite_world
 from frozen_diffusion.modules.host.motion import apply_motion
 from frozen_diffusion.modules.host.motion_files import load_motion_file
 
+JUDGE = "sprite world's oracle (modules/demo/oracle.py, motion_oracle.py)"
 SAMPLER, SCHEDULER, CFG = "euler", "normal", 5.0
 MOTION_FILE = WEIGHTS / "sprite_motion.safetensors"
 STYLE_FILE = WEIGHTS / "loras" / "sprite_inverted.safetensors"
@@ -108,5 +109,4 @@ def context(**more) -> dict:
     """What every figure of sprite world depends on."""
     files = sorted(Path(WEIGHTS).rglob("sprite_*.safetensors"))
     return {"sampler": SAMPLER, "scheduler": SCHEDULER, "frames": FRAMES,
-            "judge": "sprite world's oracle (modules/demo/oracle.py)",
             "weights": {file.stem: file.stat().st_size for file in files}, **more}

@@ -10,6 +10,7 @@ import random
 import torch
 from bench._sprite_world import (
     CFG,
+    JUDGE,
     World,
     accuracy,
     context,
@@ -73,4 +74,5 @@ def run() -> dict:
     figures["clip_retrieval"] = clip_retrieval(world)
     one = [caption(scenes[0])]
     figures["image_seconds"] = median_seconds(lambda: generate(world, world.model, one, SEED, steps=20))
-    return {"figures": figures, "context": context(seeds=[SEED], captions=count, steps=STEPS, cfg=CFG)}
+    return {"figures": figures, "context": context(
+        judge=JUDGE, seeds=[SEED], captions=count, steps=STEPS, cfg=CFG)}

@@ -11,6 +11,7 @@ import random
 import torch
 from bench._sprite_world import (
     CFG,
+    JUDGE,
     STYLE_FILE,
     accuracy,
     context,
@@ -44,8 +45,8 @@ def draw(trained: int, held_out: int) -> tuple[list[Scene], list[Scene]]:
     return seen, new
 
 
-def by_motion(asked: list[Scene], seen: tuple[Scene, ...]) -> dict[str, str]:
-    """What the oracle saw instead, for each motion asked for."""
+def by_motion(asked: list[Scene], seen: tuple[Scene, ...]) -> dict[str, dict[str, int]]:
+    """How often the oracle saw which motion, for each motion asked for."""
     counts = {}
     for want, got in zip(asked, seen, strict=True):
         counts.setdefault(want.motion, {}).setdefault(got.motion, 0)
@@ -74,5 +75,6 @@ def run() -> dict:
         "motion_style_lora": accuracy(trained[:len(new)], seen["style"].scenes, "motion"),
     }
     return {"figures": figures, "context": context(
-        seeds=[SEED], prompts={"trained": len(trained), "held out": len(new), "style": len(new)}, steps=STEPS,
-        cfg=CFG, style=STYLE_FILE.name, seen_by_motion_asked=by_motion(asked, scenes))}
+        judge=JUDGE, seeds=[SEED], steps=STEPS, cfg=CFG, style=STYLE_FILE.name,
+        prompts={"trained": len(trained), "held out": len(new), "style": len(new)},
+        seen_by_motion_asked=by_motion(asked, scenes))}
