@@ -26,8 +26,8 @@ VERSIONS = ("torch", "numpy", "diffusers", "safetensors")
 def demo_train(args: argparse.Namespace) -> int:
     """Train one part of the sprite-world model that the pack ships."""
     boot_comfyui(["--use-pytorch-cross-attention"])     # a tenth faster on a CPU than the host's default
-    from .demo.training import PARTS
-    print(f"written: {PARTS[args.part](args.runs)}")
+    from .demo.training import train_part
+    print(f"written: {train_part(args.part, args.runs)}")
     return 0
 
 
@@ -92,7 +92,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     demo.set_defaults(action=demo_train)
     if argv[:1] == ["demo-train"]:
         from .demo.training import PARTS
-        demo.add_argument("part", choices=sorted(PARTS))
+        demo.add_argument("part", choices=PARTS)
         demo.add_argument("--runs", type=Path, default=Path("runs"), help="folder of its checkpoints")
 
     train = commands.add_parser("train", help="train on one's own data")

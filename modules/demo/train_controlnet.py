@@ -5,7 +5,6 @@ holds: hint encoder and zero convolutions in full, a low-rank change for the cop
 """
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import torch
@@ -13,13 +12,11 @@ from torch import nn
 
 from ..training.checkpoint import CheckpointStore
 from ..training.loop import TrainSettings, train
-from ..training.order import batch_indices, seed_for
-from . import world
-from .pool import draw_pool
+from ..training.order import batch_indices
+from .pool import draw_pool, signed
 from .train_lora import LowRank
-from .train_unet import DROPPED, eps_loss
+from .train_unet import drawn_captions, eps_loss, unit_latents
 from .training import follow, publish
-from .vae import SD_SCALE, SpriteVAE
 
 SETTINGS = TrainSettings(steps=100, lr=3e-3, warmup=30, schedule="cosine", betas=(0.9, 0.99), weight_decay=0.0, seed=5,
                          checkpoint_every=250)
@@ -61,11 +58,8 @@ def train_controlnet(runs: Path) -> Path:
     from ..host.demo import build_clip, caption_context, fresh_control, fresh_unet, read_weights
 
     pool = draw_pool(PICTURES, CLIP_FRAMES, seed=51)
-    vae = SpriteVAE()
-    vae.load_state_dict(read_weights("sprite_vae"))
-    with torch.no_grad():
-        latents = torch.cat([vae.encode(part / 127.5 - 1) * SD_SCALE for part in pool.pixels.split(64)])
-        hints = torch.cat([(edges(part / 255)[:, :1] * 255).byte() for part in pool.pixels.split(64)])
+    latents = unit_latents(signed(part) for part in pool.pixels.split(64))
+    hints = torch.cat([(edges(part / 255)[:, :1] * 255).byte() for part in pool.pixels.split(64)])
     clip = build_clip(read_weights("sprite_clip_text"))
     unet = fresh_unet().requires_grad_(False)
     unet.load_state_dict(read_weights("sprite_unet"))
@@ -74,17 +68,15 @@ def train_controlnet(runs: Path) -> Path:
 
     def batches(draw: int):
         index = batch_indices(len(latents), BATCH, SETTINGS.seed, draw)
-        rng = random.Random(seed_for("captions", SETTINGS.seed, draw))
-        captions = ["" if rng.random() < DROPPED else world.caption(pool.scenes[i], rng) for i in index]
-        return latents[index], caption_context(clip, captions), hints[index].float().div(255).repeat(1, 3, 1, 1)
+        context = caption_context(clip, drawn_captions(pool.scenes, index, SETTINGS.seed, draw))
+        return latents[index], context, hints[index].float().div(255).repeat(1, 3, 1, 1)
 
     def loss(batch, generator: torch.Generator):
         x, context, hint = batch
 
         def predict(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             outputs = branch.control(x_t, hint, t.float(), context)
-            control = {"output": outputs["output"], "middle": outputs["middle"]}
-            return unet(x_t, t.float(), context=context, control={key: list(value) for key, value in control.items()})
+            return unet(x_t, t.float(), context=context, control=outputs)
         return eps_loss(predict, x, generator)
 
     hours = follow(train(branch, loss, batches, SETTINGS, CheckpointStore(runs / "controlnet.safetensors")),

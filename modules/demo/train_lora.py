@@ -1,7 +1,6 @@
 """Two small style LoRAs of sprite world in kohya format: they stand for the fine-tuned bases of the papers."""
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import torch
@@ -9,13 +8,11 @@ from torch import nn
 
 from ..training.checkpoint import CheckpointStore
 from ..training.loop import TrainSettings, train
-from ..training.order import batch_indices, seed_for
-from . import world
+from ..training.order import batch_indices
 from .pool import draw_pool
 from .styles import STYLES
-from .train_unet import DROPPED, eps_loss
+from .train_unet import drawn_captions, eps_loss, unit_latents
 from .training import follow, publish
-from .vae import SD_SCALE, SpriteVAE
 
 SETTINGS = TrainSettings(steps=200, lr=3e-3, warmup=30, schedule="cosine", betas=(0.9, 0.99), weight_decay=0.0,
                          seed=4, checkpoint_every=250)
@@ -55,15 +52,11 @@ def kohya_tensors(loras: nn.ModuleDict, rank: int) -> dict[str, torch.Tensor]:
     return loras.state_dict() | {f"{name}.alpha": torch.tensor(float(rank)) for name in loras}
 
 
-def train_lora(style: str, runs: Path) -> Path:
+def train_style(style: str, runs: Path) -> Path:
     from ..host.demo import build_clip, caption_context, fresh_unet, lora_names, read_weights
 
     pool = draw_pool(PICTURES, CLIP_FRAMES, seed=41)
-    vae = SpriteVAE()
-    vae.load_state_dict(read_weights("sprite_vae"))
-    with torch.no_grad():
-        latents = torch.cat([vae.encode(STYLES[style](pixels / 255) * 2 - 1) * SD_SCALE
-                             for pixels in pool.pixels.split(64)])
+    latents = unit_latents(STYLES[style](pixels / 255) * 2 - 1 for pixels in pool.pixels.split(64))
     clip = build_clip(read_weights("sprite_clip_text"))
     unet = fresh_unet().requires_grad_(False)
     unet.load_state_dict(read_weights("sprite_unet"))
@@ -72,9 +65,7 @@ def train_lora(style: str, runs: Path) -> Path:
 
     def batches(draw: int):
         index = batch_indices(len(latents), BATCH, SETTINGS.seed, draw)
-        rng = random.Random(seed_for("captions", SETTINGS.seed, draw))
-        captions = ["" if rng.random() < DROPPED else world.caption(pool.scenes[i], rng) for i in index]
-        return latents[index], caption_context(clip, captions)
+        return latents[index], caption_context(clip, drawn_captions(pool.scenes, index, SETTINGS.seed, draw))
 
     def loss(batch, generator: torch.Generator):
         x, context = batch
@@ -86,5 +77,5 @@ def train_lora(style: str, runs: Path) -> Path:
                    "python -m frozen_diffusion.cli demo-train lora", SETTINGS, hours, {})
 
 
-def train_loras(runs: Path) -> Path:
-    return [train_lora(style, runs) for style in STYLES][-1]
+def train_lora(runs: Path) -> Path:
+    return [train_style(style, runs) for style in STYLES][-1]

@@ -16,7 +16,7 @@ ARGUMENTS = ("--data", "sprite-world", "--checkpoint", "sprite-world", "--max-cl
              "--no-gradient-checkpointing", "--keep-still", "--checkpoint-every", "200", "--seed", "6")
 
 
-def train_sprite_motion(runs: Path) -> Path:
+def train_motion(runs: Path) -> Path:
     """The "baseline": AnimateDiff's transformer alone, plain denoising loss, the frozen U-Net."""
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from ..training.order import batch_indices, seed_for
 from . import world
 from .pool import draw_pool, signed
 from .training import follow, publish
-from .vae import SD_SCALE
+from .vae import SD_SCALE, SpriteVAE
 
 SETTINGS = TrainSettings(steps=1800, lr=8e-4, warmup=300, schedule="cosine", betas=(0.9, 0.99), weight_decay=1e-2,
                          seed=3, checkpoint_every=500)
@@ -31,18 +32,28 @@ def alphas_cumprod() -> torch.Tensor:
 
 
 @torch.no_grad()
+def unit_latents(parts: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Pixels in -1..1, [n, 3, H, W] a part, to latents of unit variance, [N, 4, H/8, W/8]."""
+    from ..host.demo import read_weights
+    vae = SpriteVAE()
+    vae.load_state_dict(read_weights("sprite_vae"))
+    return torch.cat([vae.encode(pixels) * SD_SCALE for pixels in parts])
+
+
+def drawn_captions(scenes: Sequence[world.Scene], index: Sequence[int], seed: int, draw: int) -> list[str]:
+    """Captions of batch number `draw` with synonyms drawn; some are replaced by the empty one."""
+    rng = random.Random(seed_for("captions", seed, draw))
+    return ["" if rng.random() < DROPPED else world.caption(scenes[i], rng) for i in index]
+
+
 def training_latents(cache: Path) -> tuple[torch.Tensor, list[world.Scene]]:
     """Unit-variance latents [N, 4, 16, 16] and scenes of the training pictures; latents are kept in `cache`."""
-    from ..host.demo import read_weights
-    from .vae import SpriteVAE
     if cache.is_file():
         stored = load_file(str(cache))
         scenes = [world.parse(text) for text in bytes(stored["captions"].tolist()).decode().split("\n")]
         return stored["latents"], scenes
     pool = draw_pool(PICTURES, CLIP_FRAMES, seed=31)
-    vae = SpriteVAE()
-    vae.load_state_dict(read_weights("sprite_vae"))
-    latents = torch.cat([vae.encode(signed(pixels)) * SD_SCALE for pixels in pool.pixels.split(64)])
+    latents = unit_latents(signed(pixels) for pixels in pool.pixels.split(64))
     captions = "\n".join(world.caption(scene) for scene in pool.scenes)
     cache.parent.mkdir(parents=True, exist_ok=True)
     save_file({"latents": latents, "captions": torch.tensor(list(captions.encode()), dtype=torch.uint8)}, str(cache))
@@ -80,8 +91,7 @@ def train_unet(runs: Path) -> Path:
 
     def batches(draw: int):
         index = batch_indices(len(latents), BATCH, SETTINGS.seed, draw)
-        rng = random.Random(seed_for("captions", SETTINGS.seed, draw))
-        captions = ["" if rng.random() < DROPPED else world.caption(scenes[i], rng) for i in index]
+        captions = drawn_captions(scenes, index, SETTINGS.seed, draw)
         tokens = SHORT if draw < SHORT_SHARE * SETTINGS.steps else 77
         return latents[index], caption_context(clip, captions, tokens)
 

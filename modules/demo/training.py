@@ -6,23 +6,19 @@ run on two CPU cores, keep a checkpoint under `runs/` and resume from it.
 from __future__ import annotations
 
 import json
-import math
 import platform
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from ..training.average import MovingAverage
-from ..training.checkpoint import CheckpointStore
-from ..training.loop import StepRecord, TrainSettings, train
-from ..training.order import batch_indices
-from .pool import Pool, draw_pool, signed
-from .vae import SpriteVAE, vae_loss
+from ..host.boot import PACK
+from ..training.loop import StepRecord, TrainSettings
 
-WEIGHTS = Path(__file__).parents[2] / "weights"
+WEIGHTS = PACK / "weights"
 LICENCE = "Apache-2.0; the sprites are drawn with Noto Color Emoji (SIL OFL 1.1)"
 
 
@@ -59,77 +55,9 @@ def follow(records: Iterable[StepRecord], steps: int, every: int = 50) -> float:
     return seconds / 3600
 
 
-# ------------------------------------------------------------------------------------------------- autoencoder
-VAE_SETTINGS = TrainSettings(steps=3000, lr=1.2e-3, warmup=100, schedule="cosine", betas=(0.9, 0.99),
-                             weight_decay=1e-3, seed=1, precision="bf16", checkpoint_every=500)
-LATENT_NOISE = 0.12     # standard deviations
+PARTS = ("clip", "controlnet", "lora", "motion", "unet", "vae")
 
 
-@torch.no_grad()
-def measure_vae(vae: SpriteVAE, pool: Pool) -> dict[str, float]:
-    error, count = 0.0, 0
-    for pixels in pool.pixels.split(64):
-        x = signed(pixels)
-        error += (vae.decode(vae.encode(x)).clamp(-1, 1) - x).div(2).square().sum().item()
-        count += x.numel()
-    return {"psnr_held_out": -10 * math.log10(error / count)}
-
-
-@torch.no_grad()
-def fold_statistics(vae: SpriteVAE, pool: Pool) -> None:
-    """Give the latents unit variance per channel after SD1.5's factor."""
-    raw = torch.cat([vae.encoder(signed(pixels)) for pixels in pool.pixels[:2048].split(64)])
-    vae.mean.copy_(raw.mean(dim=(0, 2, 3)))
-    vae.std.copy_(raw.std(dim=(0, 2, 3)))
-
-
-def train_vae(runs: Path) -> Path:
-    settings = VAE_SETTINGS
-    pool, held_out = draw_pool(6144, 3072, seed=11), draw_pool(256, 256, seed=12)
-    torch.manual_seed(settings.seed)
-    vae = SpriteVAE().to(memory_format=torch.channels_last)
-    average = MovingAverage(vae, 0.995)
-
-    def batches(draw: int) -> torch.Tensor:
-        return signed(pool.pixels[batch_indices(len(pool), 16, settings.seed, draw)])
-
-    def loss(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        return vae_loss(vae, pixels.contiguous(memory_format=torch.channels_last), LATENT_NOISE, generator)
-
-    hours = follow(train(vae, loss, batches, settings, CheckpointStore(runs / "vae.safetensors"), average),
-                   settings.steps)
-    with average.applied(vae):
-        fold_statistics(vae, pool)
-        figures = measure_vae(vae, held_out)
-        return publish("sprite_vae", vae.state_dict(), "Autoencoder of sprite world: 8x, 4 latent channels.",
-                       "python -m frozen_diffusion.cli demo-train vae", settings, hours, figures)
-
-
-def _clip(runs: Path) -> Path:
-    from .train_clip import train_clip
-    return train_clip(runs)
-
-
-def _unet(runs: Path) -> Path:
-    from .train_unet import train_unet
-    return train_unet(runs)
-
-
-def _lora(runs: Path) -> Path:
-    from .train_lora import train_loras
-    return train_loras(runs)
-
-
-def _controlnet(runs: Path) -> Path:
-    from .train_controlnet import train_controlnet
-    return train_controlnet(runs)
-
-
-def _motion(runs: Path) -> Path:
-    from .train_motion import train_sprite_motion
-    return train_sprite_motion(runs)
-
-
-PARTS: dict[str, Callable[[Path], Path]] = {
-    "vae": train_vae, "clip": _clip, "unet": _unet, "lora": _lora, "controlnet": _controlnet,
-    "motion": _motion}
+def train_part(part: str, runs: Path) -> Path:
+    """Train one of PARTS: `train_<part>` of the file of that name. Returns the (last) file written."""
+    return getattr(import_module(f".train_{part}", __package__), f"train_{part}")(runs)

@@ -24,8 +24,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from ..demo import models
 from ..demo.vae import SpriteVAE
-
-WEIGHTS = Path(__file__).parents[2] / "weights"
+from .folders import WEIGHTS
 
 
 def read_weights(name: str) -> dict[str, torch.Tensor]:

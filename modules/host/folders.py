@@ -1,11 +1,11 @@
 """The pack's own weights in the host's folders, so that the host's loaders list them beside the user's files."""
 from __future__ import annotations
 
-from pathlib import Path
-
 import folder_paths
 
-WEIGHTS = Path(__file__).parents[2] / "weights"
+from .boot import PACK
+
+WEIGHTS = PACK / "weights"
 
 
 def register_weights() -> None:

@@ -9,10 +9,10 @@ import folder_paths
 
 from ..motion.detect import describe
 from ..motion.files import MotionReport, is_our_file, read_motion_file, write_motion_file
+from .folders import WEIGHTS
 from .motion import LoadedMotion, hold_motion
 
 FOLDER = "animatediff_models"       # users have their motion modules there
-WEIGHTS = Path(__file__).parents[2] / "weights"
 SHIPPED = "frozen-diffusion/"       # marks files of the pack in the list
 
 
