@@ -66,8 +66,9 @@ class FrozenClipDataset(io.ComfyNode):
 
     @classmethod
     def execute(cls, source: str, folder: str, seed: int, **settings) -> io.NodeOutput:
+        from ..modules.demo.clips import SpriteClips
         from ..modules.host.clip_dataset import clips_of_folder, preview_rows
-        from ..modules.training.clips import ClipSettings, SpriteClips
+        from ..modules.training.clips import ClipSettings
         settings = ClipSettings(**settings)
         clips = (SpriteClips(settings.max_clips or 512, settings, seed) if source == SPRITES
                  else clips_of_folder(folder, settings))
@@ -135,6 +136,9 @@ class FrozenTrainMotionModule(io.ComfyNode):
                 io.Int.Input("seed", default=recipe.seed, min=0, max=0xFFFFFFFFFFFFFFFF,
                              control_after_generate=False,
                              tooltip="First weights, order of the clips, noise: same seed, same training."),
+                io.Float.Input("snr_limit", default=recipe.snr_limit, min=0.0, max=100.0, step=0.5, optional=True,
+                               tooltip="0: all noise levels count alike (AnimateDiff). 5: low noise counts less "
+                                       "and high noise, where motion is decided, more (min-SNR)."),
             ],
             outputs=[
                 MotionModule.Output(display_name="motion_module",

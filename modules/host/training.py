@@ -109,7 +109,8 @@ class MotionTraining:
         if store and store.exists() and not self.resume:
             store.path.replace(store.path.with_suffix(".previous.safetensors"))
         self.losses = store.losses() if store else []
-        loss = denoising_loss(self.predict, self.levels, self.predict.latents_in, self.predict.device)
+        loss = denoising_loss(self.predict, self.levels, self.predict.latents_in, self.predict.device,
+                              recipe.snr_limit)
         steps = train(self.module, loss, self.batch, recipe.settings(), store, self.average, self.rate)
         with contextlib.closing(steps):
             for record in steps:
@@ -129,6 +130,7 @@ class MotionTraining:
         recipe, start = self.recipe, self.warm.source if self.warm else "scratch"
         return {"clips": self.clips.name, "frames": str(self.frames), "batch size": str(recipe.batch_size),
                 "beta schedule": self.config.beta_schedule, "caption dropout": str(recipe.caption_dropout),
+                "SNR limit": str(recipe.snr_limit),
                 "start": start, "rate of the warm start": str(recipe.warm_start_rate),
                 "temporal convolution": str(self.config.temporal_convolution),
                 "image model": _name_of(*(weight[(0,) * (weight.ndim - 1)] for weight in

@@ -1,16 +1,10 @@
-"""What a clip to train on is, where clips come from, and sprite world as such a source."""
+"""What a clip to train on is, and what a source of clips offers."""
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
-
-from ..demo.renderer import render
-from ..demo.world import Scene, caption, random_scene
-from .order import seed_for, stream
 
 
 @dataclass(frozen=True)
@@ -54,38 +48,3 @@ class ClipSource(Protocol):
     def pixels(self, index: int) -> Tensor: ...             # [F, 3, H, W] uint8
     def key(self, index: int) -> str: ...
     def report(self) -> str: ...
-
-
-@dataclass(frozen=True)
-class SpriteClips:
-    """Clips of sprite world, rendered when asked for. Never one of the held-out (sprite, motion) pairs.
-
-    Of `settings` only frames and fps count; the pictures are the world's.
-    """
-
-    count: int
-    settings: ClipSettings
-    seed: int = 0
-
-    def __len__(self) -> int:
-        return self.count
-
-    def caption(self, index: int) -> str:
-        rng, scene = self._scene(index)
-        return caption(scene, rng)
-
-    def pixels(self, index: int) -> Tensor:
-        """[F, 3, 128, 128] uint8."""
-        _, scene = self._scene(index)
-        frames = render([scene], stream("sprite clip", self.seed, index), self.settings.frames)[0][0]
-        return (frames * 255).round().to(torch.uint8)
-
-    def key(self, index: int) -> str:
-        return f"sprite world|{self.seed}|{index}|{self.settings.frames}"
-
-    def report(self) -> str:
-        return f"{self.count} clips of sprite world, {self.settings.frames} frames each"
-
-    def _scene(self, index: int) -> tuple[random.Random, Scene]:
-        rng = random.Random(seed_for("sprite scene", self.seed, index))
-        return rng, random_scene(rng, clip=True)

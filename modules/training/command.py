@@ -6,8 +6,9 @@ import contextlib
 import dataclasses
 from pathlib import Path
 
+from ..demo.clips import SpriteClips
 from .clip_folder import ClipFolderError, find_clips
-from .clips import ClipSettings, ClipSource, SpriteClips
+from .clips import ClipSettings, ClipSource
 from .motion import MotionRecipe
 
 SPRITES = "sprite-world"

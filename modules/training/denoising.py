@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .encoded import ClipBatch, Text, stack_texts
@@ -44,24 +43,42 @@ class NoiseLevels:
             return (x - s * predicted) / a, predicted
         return a * x - s * predicted, s * x + a * predicted
 
+    def snr(self, t: Tensor) -> Tensor:
+        """Signal-to-noise ratio abar_t / (1 - abar_t); t [B]"""
+        abar = self.abar[t.cpu()]
+        return abar / (1 - abar)
+
     def _factors(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         abar = self.abar[t.cpu()].view(-1, *[1] * (like.ndim - 1))
         return abar.sqrt().to(like), (1 - abar).sqrt().to(like)
 
 
+def snr_weight(snr: Tensor, limit: float, prediction: Literal["eps", "v"]) -> Tensor:
+    """Weight of a squared error so that one of x_0 counts min(SNR + 1, limit): v-prediction's with a limit.
+
+    Min-SNR weighting (Hang et al. 2023, arXiv 2303.09556) with SNR + 1 in place of SNR, so that the highest noise
+    levels, where layout and motion are decided, count too.
+    """
+    return (snr + 1).clamp(max=limit) / (snr if prediction == "eps" else snr + 1)
+
+
 def denoising_loss(predict: Predictor, levels: NoiseLevels, factor: Callable[[Tensor], Tensor],
-                   device: torch.device) -> Callable[[ClipBatch, torch.Generator], Tensor]:
+                   device: torch.device, snr_limit: float = 0.0) -> Callable[[ClipBatch, torch.Generator], Tensor]:
     """The loss of AnimateDiff's training: mean squared error of the prediction, one t a clip (harivo.md 3).
 
     Args:
         factor: from the VAE's latents to those of the model, e.g. times 0.18215.
+        snr_limit: limit of `snr_weight`; 0 weighs all noise levels alike, as AnimateDiff does.
     """
     def loss(batch: ClipBatch, generator: torch.Generator) -> Tensor:
         x0 = factor(batch.latents.to(device))
         t = torch.randint(len(levels.abar), (len(x0),), generator=generator).to(device)
         eps = torch.randn(x0.shape, generator=generator).to(device)
         predicted = predict(levels.add_noise(x0, eps, t), t, batch.text)
-        return F.mse_loss(predicted.float(), levels.target(x0, eps, t))
+        error = (predicted.float() - levels.target(x0, eps, t)).square().flatten(1).mean(1)
+        if snr_limit:
+            error = error * snr_weight(levels.snr(t), snr_limit, levels.prediction).to(error)
+        return error.mean()
 
     return loss
 

@@ -21,6 +21,7 @@ class MotionRecipe:
     beta_schedule: str = "auto"         # of the warm start, else FRESH_SCHEDULE; "keep" = the model's own
     warm_start_rate: float = 0.1        # factor on the learning rate of weights taken from a warm start
     caption_dropout: float = 0.1
+    snr_limit: float = 0.0              # limit of the loss's SNR weights; 0 = AnimateDiff's plain loss
     ema: float = 0.999
     precision: str = "fp32"
     gradient_checkpointing: bool = True
@@ -36,6 +37,8 @@ class MotionRecipe:
             raise ValueError(f"A batch needs at least 1 clip; {self.batch_size} was given.")
         if not 0 <= self.caption_dropout <= 1:
             raise ValueError(f"caption_dropout is a fraction from 0 to 1; {self.caption_dropout} was given.")
+        if self.snr_limit < 0:
+            raise ValueError(f"snr_limit is 0 (plain loss) or positive, e.g. 5; {self.snr_limit} was given.")
         self.settings()
 
     def settings(self) -> TrainSettings:

@@ -9,13 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
+from frozen_diffusion.modules.demo.clips import SpriteClips
 from frozen_diffusion.modules.training.clip_folder import (
     ClipFolderError,
     file_state,
     find_clips,
     folder_state,
 )
-from frozen_diffusion.modules.training.clips import ClipSettings, SpriteClips
+from frozen_diffusion.modules.training.clips import ClipSettings
 from frozen_diffusion.modules.training.video import find_cuts, fit, read_frames, scan_video
 
 SMALL = ClipSettings(frames=8, fps=8, width=64, height=64)

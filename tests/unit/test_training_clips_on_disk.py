@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from frozen_diffusion.modules.training.clips import ClipSettings
-from frozen_diffusion.modules.training.denoising import NoiseLevels, ddim, denoising_loss
+from frozen_diffusion.modules.training.denoising import NoiseLevels, ddim, denoising_loss, snr_weight
 from frozen_diffusion.modules.training.encoded import EncodedClips, Text, stack_texts
 from frozen_diffusion.modules.training.order import stream
 
@@ -133,13 +133,26 @@ def test_loss_is_zero_for_the_truth_and_one_for_nothing(tmp_path, prediction):
         abar = noise.abar[t].float().view(-1, 1, 1, 1, 1)
         return noise.target(x0, (x - abar.sqrt() * x0) / (1 - abar).sqrt(), t)
 
-    def loss(predict):
-        plain = denoising_loss(predict, noise, lambda latents: 0.5 * latents, torch.device("cpu"))
-        return plain(batch, stream("x")).item()
+    def loss(predict, snr_limit=0.0):
+        of = denoising_loss(predict, noise, lambda latents: 0.5 * latents, torch.device("cpu"), snr_limit)
+        return of(batch, stream("x")).item()
 
-    assert loss(truth) < 1e-6
+    assert loss(truth) < 1e-6 and loss(truth, 5.0) < 1e-3
     if prediction == "eps":
         assert loss(lambda x, t, text: torch.zeros_like(x)) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_snr_weights_count_an_error_of_x0_alike_for_both_predictions(prediction):
+    """A wrong x_0 that is off by 1 everywhere costs min(SNR + 1, limit) at every noise level."""
+    noise, t = levels(prediction), torch.arange(0, 100, 7)
+    x0, eps = torch.randn(2, len(t), 3, generator=stream("w")).double()
+    x = noise.add_noise(x0, eps, t)
+    abar = noise.abar[t].view(-1, 1)
+    wrong = noise.target(x0 + 1, (x - abar.sqrt() * (x0 + 1)) / (1 - abar).sqrt(), t)
+    error = (wrong - noise.target(x0, eps, t)).square().mean(1)
+    snr = noise.snr(t)
+    torch.testing.assert_close(error * snr_weight(snr, 5.0, prediction), (snr + 1).clamp(max=5.0))
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])

@@ -1,0 +1,48 @@
+"""Sprite world as a source of clips to train on."""
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..training.clips import ClipSettings
+from ..training.order import seed_for, stream
+from .renderer import render
+from .world import Scene, caption, random_scene
+
+
+@dataclass(frozen=True)
+class SpriteClips:
+    """Clips of sprite world, rendered when asked for. Never one of the held-out (sprite, motion) pairs.
+
+    Of `settings` only frames and fps count; the pictures are the world's.
+    """
+
+    count: int
+    settings: ClipSettings
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def caption(self, index: int) -> str:
+        rng, scene = self._scene(index)
+        return caption(scene, rng)
+
+    def pixels(self, index: int) -> Tensor:
+        """[F, 3, 128, 128] uint8."""
+        _, scene = self._scene(index)
+        frames = render([scene], stream("sprite clip", self.seed, index), self.settings.frames)[0][0]
+        return (frames * 255).round().to(torch.uint8)
+
+    def key(self, index: int) -> str:
+        return f"sprite world|{self.seed}|{index}|{self.settings.frames}"
+
+    def report(self) -> str:
+        return f"{self.count} clips of sprite world, {self.settings.frames} frames each"
+
+    def _scene(self, index: int) -> tuple[random.Random, Scene]:
+        rng = random.Random(seed_for("sprite scene", self.seed, index))
+        return rng, random_scene(rng, clip=True)
