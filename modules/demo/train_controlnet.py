@@ -18,9 +18,9 @@ from .train_lora import LowRank
 from .train_unet import drawn_captions, eps_loss, unit_latents
 from .training import follow, publish
 
-SETTINGS = TrainSettings(steps=100, lr=3e-3, warmup=30, schedule="cosine", betas=(0.9, 0.99), weight_decay=0.0, seed=5,
+SETTINGS = TrainSettings(steps=500, lr=3e-3, warmup=30, schedule="cosine", betas=(0.9, 0.99), weight_decay=0.0, seed=5,
                          checkpoint_every=250)
-RANK, BATCH, PICTURES, CLIP_FRAMES = 8, 16, 1024, 256
+RANK, BATCH, PICTURES, CLIP_FRAMES = 8, 16, 1536, 512
 CANNY = (0.1, 0.3)      # thresholds, low enough for the soft pictures that the autoencoder gives
 IN_FULL = ("input_hint_block.", "zero_convs.", "middle_block_out.")
 

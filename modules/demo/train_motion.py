@@ -10,9 +10,9 @@ from safetensors import safe_open
 from ..training import command
 from .training import publish
 
-ARGUMENTS = ("--data", "sprite-world", "--checkpoint", "sprite-world", "--max-clips", "320", "--steps", "300",
-             "--batch", "2", "--lr", "8e-4", "--warmup", "50", "--schedule", "cosine", "--beta-schedule", "keep",
-             "--ema", "0.995",
+ARGUMENTS = ("--data", "sprite-world", "--checkpoint", "sprite-world", "--max-clips", "1024", "--steps", "2200",
+             "--batch", "2", "--lr", "5e-4", "--warmup", "100", "--schedule", "cosine", "--beta-schedule", "keep",
+             "--ema", "0.998", "--snr-limit", "5",
              "--no-gradient-checkpointing", "--keep-still", "--checkpoint-every", "200", "--seed", "6")
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from ..training.average import MovingAverage
 from ..training.checkpoint import CheckpointStore
+from ..training.denoising import snr_weight
 from ..training.loop import TrainSettings, train
 from ..training.order import batch_indices, seed_for
 from . import world
@@ -17,12 +18,12 @@ from .pool import draw_pool, signed
 from .training import follow, publish
 from .vae import SD_SCALE, SpriteVAE
 
-SETTINGS = TrainSettings(steps=1800, lr=8e-4, warmup=300, schedule="cosine", betas=(0.9, 0.99), weight_decay=1e-2,
+SETTINGS = TrainSettings(steps=6000, lr=8e-4, warmup=300, schedule="cosine", betas=(0.9, 0.99), weight_decay=1e-2,
                          seed=3, checkpoint_every=500)
 BATCH, PICTURES, CLIP_FRAMES = 32, 20480, 9600
 DROPPED = 0.1           # share of captions replaced by the empty one
 SHORT, SHORT_SHARE = 24, 0.7    # context tokens in the first 70 % of the steps: padding costs a fifth of a step
-SNR_LIMIT = 5.0         # min-SNR weighting (Hang et al. 2023): low noise levels count less
+SNR_LIMIT = 5.0         # of the loss's weights
 
 
 def alphas_cumprod() -> torch.Tensor:
@@ -60,23 +61,18 @@ def training_latents(cache: Path) -> tuple[torch.Tensor, list[world.Scene]]:
     return latents, list(pool.scenes)
 
 
-def snr_weight(snr: torch.Tensor) -> torch.Tensor:
-    """Weight of the eps error at a signal-to-noise ratio: min(SNR + 1, 5) / SNR, v-prediction's with a limit.
-
-    An error in the predicted picture then counts alike at all high noise levels. The colour of a flat background is
-    one number of a whole picture: plain eps weighting leaves it to chance.
-    """
-    return (snr + 1).clamp(max=SNR_LIMIT) / snr
-
-
 def eps_loss(predict, latents: torch.Tensor, generator: torch.Generator):
-    """E w(t) || eps - eps_hat ||^2 at random t; `predict(x_t, t)` is the network. Returns (loss, report)."""
+    """E w(t) || eps - eps_hat ||^2 at random t; `predict(x_t, t)` is the network. Returns (loss, report).
+
+    The colour of a flat background is one number of a whole picture: without the weight w, which lifts the high noise
+    levels, it is left to chance.
+    """
     schedule = alphas_cumprod()
     t = torch.randint(0, 1000, (len(latents),), generator=generator)
     eps = torch.randn(latents.shape, generator=generator)
     signal = schedule[t].view(-1, 1, 1, 1)
     error = (predict(signal.sqrt() * latents + (1 - signal).sqrt() * eps, t) - eps).square().mean(dim=(1, 2, 3))
-    weight = snr_weight(schedule[t] / (1 - schedule[t]))
+    weight = snr_weight(schedule[t] / (1 - schedule[t]), SNR_LIMIT, "eps")
     return (weight * error).mean(), {"plain": error.mean().item()}
 
 
