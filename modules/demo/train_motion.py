@@ -10,7 +10,7 @@ from safetensors import safe_open
 from ..training import command
 from .training import publish
 
-ARGUMENTS = ("--data", "sprite-world", "--checkpoint", "sprite-world", "--max-clips", "1024", "--steps", "2200",
+ARGUMENTS = ("--data", "sprite-world", "--checkpoint", "sprite-world", "--max-clips", "1024", "--steps", "5000",
              "--batch", "2", "--lr", "5e-4", "--warmup", "100", "--schedule", "cosine", "--beta-schedule", "keep",
              "--ema", "0.998", "--snr-limit", "5",
              "--no-gradient-checkpointing", "--keep-still", "--checkpoint-every", "200", "--seed", "6")

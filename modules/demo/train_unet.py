@@ -7,8 +7,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional
 
-from ..training.average import MovingAverage
+from ..training.average import MovingAverage, copy_weights, trainable
 from ..training.checkpoint import CheckpointStore
 from ..training.denoising import snr_weight
 from ..training.loop import TrainSettings, train
@@ -20,6 +22,9 @@ from .vae import SD_SCALE, SpriteVAE
 
 SETTINGS = TrainSettings(steps=6000, lr=8e-4, warmup=300, schedule="cosine", betas=(0.9, 0.99), weight_decay=1e-2,
                          seed=3, checkpoint_every=500)
+WORDS = TrainSettings(steps=700, lr=2e-4, warmup=50, schedule="cosine", betas=(0.9, 0.99), weight_decay=1e-2, seed=8,
+                      checkpoint_every=200)
+WORDS_WEIGHT = 0.1      # of the cross entropy of `MotionWords`
 BATCH, PICTURES, CLIP_FRAMES = 32, 20480, 9600
 DROPPED = 0.1           # share of captions replaced by the empty one
 SHORT, SHORT_SHARE = 24, 0.7    # context tokens in the first 70 % of the steps: padding costs a fifth of a step
@@ -76,27 +81,66 @@ def eps_loss(predict, latents: torch.Tensor, generator: torch.Generator):
     return (weight * error).mean(), {"plain": error.mean().item()}
 
 
+class MotionWords(nn.Module):
+    """Reads the motion that a caption names out of the U-Net's bottleneck.
+
+    A single frame of sprite world hardly shows how its sprite moves, so denoising alone teaches a U-Net to pass these
+    words over, and a motion module, which sees nothing but the U-Net's features, could not follow them. Photographs are
+    different: a running dog looks unlike a standing one. This probe puts the difference in.
+    """
+
+    def __init__(self, unet: nn.Module, channels: int):
+        super().__init__()
+        self.unet, self.read = unet, nn.Linear(channels, len(world.MOTIONS))
+        unet.middle_block[-1].register_forward_hook(lambda _, inputs, output: setattr(self, "heard", output))
+
+    def loss(self, motions: Sequence[str | None]) -> torch.Tensor:
+        """Cross entropy over the rows of the last pass that name a motion."""
+        rows = [row for row, motion in enumerate(motions) if motion]
+        if not rows:
+            return self.heard.new_zeros(())
+        wanted = torch.tensor([world.MOTIONS.index(motions[row]) for row in rows])
+        return functional.cross_entropy(self.read(self.heard.mean((2, 3))[rows]), wanted)
+
+
 def train_unet(runs: Path) -> Path:
+    """Denoising first, then some more of it with the probe for the words of motion."""
     from ..host.demo import build_clip, caption_context, fresh_unet, read_weights
 
     latents, scenes = training_latents(runs / "sprite_latents.safetensors")
     clip = build_clip(read_weights("sprite_clip_text"))
     torch.manual_seed(SETTINGS.seed)
     unet = fresh_unet()
-    average = MovingAverage(unet, 0.999)
 
-    def batches(draw: int):
-        index = batch_indices(len(latents), BATCH, SETTINGS.seed, draw)
-        captions = drawn_captions(scenes, index, SETTINGS.seed, draw)
-        tokens = SHORT if draw < SHORT_SHARE * SETTINGS.steps else 77
-        return latents[index], caption_context(clip, captions, tokens)
+    def batches_of(settings: TrainSettings, short: float):
+        def batches(draw: int):
+            index = batch_indices(len(latents), BATCH, settings.seed, draw)
+            captions = drawn_captions(scenes, index, settings.seed, draw)
+            tokens = SHORT if draw < short * settings.steps else 77
+            named = [scenes[i].motion if text else None for i, text in zip(index, captions, strict=True)]
+            return latents[index], caption_context(clip, captions, tokens), named
+        return batches
 
     def loss(batch, generator: torch.Generator):
-        x, context = batch
+        x, context, _ = batch
         return eps_loss(lambda x_t, t: unet(x_t, t.float(), context=context), x, generator)
 
-    hours = follow(train(unet, loss, batches, SETTINGS, CheckpointStore(runs / "unet.safetensors"), average),
-                   SETTINGS.steps)
-    with average.applied(unet):
-        return publish("sprite_unet", unet.state_dict(), "U-Net of sprite world: SD1.5's topology, narrow, eps.",
+    average = MovingAverage(unet, 0.999)
+    hours = follow(train(unet, loss, batches_of(SETTINGS, SHORT_SHARE), SETTINGS,
+                         CheckpointStore(runs / "unet.safetensors"), average), SETTINGS.steps)
+    copy_weights(average.weights, trainable(unet))
+    words = MotionWords(unet, unet.middle_block[-1].out_channels)
+
+    def loss_with_words(batch, generator: torch.Generator):
+        denoising, report = loss(batch, generator)
+        probe = words.loss(batch[2])
+        return denoising + WORDS_WEIGHT * probe, report | {"words": probe.item()}
+
+    average = MovingAverage(words, 0.99)
+    hours += follow(train(words, loss_with_words, batches_of(WORDS, 0.0), WORDS,
+                          CheckpointStore(runs / "unet_words.safetensors"), average,
+                          lambda name: 10.0 if name.startswith("read.") else 1.0), WORDS.steps)
+    with average.applied(words):
+        return publish("sprite_unet", unet.state_dict(), "U-Net of sprite world: SD1.5's topology, narrow, eps; "
+                       f"{WORDS.steps} more steps with a probe for the words of motion.",
                        "python -m frozen_diffusion.cli demo-train unet", SETTINGS, hours, {})
