@@ -1,0 +1,121 @@
+"""HARIVO's losses besides denoising: TRS on self-attention maps (sec. 3.3), DC on the bottleneck (sec. 3.4).
+
+The formula of DC is the paper's. TRS is a reconstruction: that neighbouring frames' self-attention maps of the upper
+decoder are made alike is sourced, norm, layers and weight are ours.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+TEMPERATURE = 0.1               # tau of DC, the paper's
+LAYER_WEIGHT = 0.5              # gamma of TRS for each of its layers (Li et al., DPIDM, CVPR 2025)
+ROWS = 256                      # rows of an attention map in memory at once
+QUEUE, LEAST_NEGATIVES = 1024, 64
+EMBEDDING = 128
+EMPTY = -1                      # number of no video
+
+
+def map_distance(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """Sum over rows of mean over heads of || A^f - A^(f+1) ||^2 for all neighbours, a scalar.
+
+    q [B, F, heads, R, d], k [B, F, heads, N, d]; A = softmax(scale q k^T) [B, F, heads, R, N].
+    """
+    maps = (scale * q.float() @ k.float().transpose(-1, -2)).softmax(-1)
+    return torch.diff(maps, dim=1).square().sum(-1).mean(2).sum()
+
+
+def attention_distance(q: Tensor, k: Tensor, rows: int = ROWS) -> Tensor:
+    """The inner term of TRS for one layer, 0..2: mean over clips, neighbours, heads and rows of the squared distance
+    of two maps' rows. q, k [B, F, heads, N, d].
+
+    Computed `rows` rows at a time and again in the backward pass, so memory does not grow with N^2.
+    """
+    scale, total = q.shape[-1] ** -0.5, q.new_zeros((), dtype=torch.float32)
+    for part in q.split(rows, dim=3):
+        total = total + checkpoint(map_distance, part, k, scale, use_reentrant=False)
+    batch, frames, _, length, _ = q.shape
+    return total / (batch * (frames - 1) * length)
+
+
+def trs_loss(layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """L_TRS = sum over layers of gamma times `attention_distance`. layers: (q, k) of each, [B, F, heads, N, d].
+
+    The gradient reaches both frames of a pair, through queries and keys: neither side is detached.
+    """
+    return LAYER_WEIGHT * torch.stack([attention_distance(q, k) for q, k in layers]).sum()
+
+
+def dc_loss(first: Tensor, second: Tensor, others: Tensor, tau: float = TEMPERATURE) -> Tensor:
+    """L_DC = - <z1, z2> / tau + log sum_q exp(<z1, z_q> / tau), mean over the batch.
+
+    first, second [B, D]: two frames of the same clip; others [Q, D]: frames of other clips; all of unit length. The
+    positive is not in the sum ("decoupled": Yeh et al., ECCV 2022).
+    """
+    positive = (first * second).sum(1) / tau
+    return ((first @ others.T / tau).logsumexp(1) - positive).mean()
+
+
+class ProjectionHead(nn.Module):
+    """g: h-space vectors [N, C] -> unit vectors [N, EMBEDDING]. Used in training only."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, EMBEDDING))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return functional.normalize(self.layers(h), dim=1)
+
+
+class Negatives(nn.Module):
+    """The queue of DC: pooled h of the last clips, before the head, so that they never grow stale with it.
+
+    A clip is known by a number made from its video's name; two of one video are never in the queue at once, and a clip
+    meets no entry of its own video as a negative. The queue is two buffers, so that a checkpoint holds it.
+    """
+
+    def __init__(self, channels: int, length: int = QUEUE):
+        super().__init__()
+        self.register_buffer("h", torch.zeros(length, channels, dtype=torch.float16))       # oldest first
+        self.register_buffer("videos", torch.full((length,), EMPTY))
+
+    def __len__(self) -> int:
+        return int((self.videos != EMPTY).sum())
+
+    def push(self, videos: Sequence[int], h: Tensor) -> None:
+        """Remember h [B, C] of the videos with these numbers; what is oldest leaves."""
+        for video, vector in zip(videos, h.detach().to(self.h), strict=True):
+            if video not in self.videos:
+                self.h = torch.cat((self.h[1:], vector[None]))
+                self.videos = torch.cat((self.videos[1:], self.videos.new_tensor([video])))
+
+    def without(self, video: int) -> Tensor:
+        """h [Q, C] of all videos but that one, fp32."""
+        return self.h[(self.videos != EMPTY) & (self.videos != video)].float()
+
+
+def decoupled_contrast(h: Tensor, videos: Sequence[int], head: ProjectionHead, negatives: Negatives,
+                       generator: torch.Generator) -> Tensor | None:
+    """DC of a batch: two random frames of every clip against the queue, both ways; then one of them joins the queue.
+
+    h [B, F, C] pooled bottleneck features, `videos` the numbers of their videos. Returns None while the queue has
+    fewer than LEAST_NEGATIVES entries.
+    """
+    pairs = torch.stack([torch.randperm(h.shape[1], generator=generator)[:2] for _ in videos]).to(h.device)
+    rows = torch.arange(len(videos), device=h.device)
+    one, two = h[rows, pairs[:, 0]].float(), h[rows, pairs[:, 1]].float()       # [B, C]
+    loss = None
+    if len(negatives) >= LEAST_NEGATIVES:
+        z1, z2 = head(one), head(two)
+        terms = []
+        for row, video in enumerate(videos):
+            others = head(negatives.without(video))
+            a, b = z1[row:row + 1], z2[row:row + 1]
+            terms += [dc_loss(a, b, others), dc_loss(b, a, others)]
+        loss = torch.stack(terms).mean()
+    negatives.push(videos, one)
+    return loss
