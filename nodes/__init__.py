@@ -9,5 +9,5 @@ class FrozenDiffusion(ComfyExtension):
         """All node classes. The node files are imported here and no earlier."""
         from ..modules.host.folders import register_weights
         register_weights()
-        from . import control, demo, motion, training, video
-        return [node for file in (demo, motion, control, training, video) for node in file.NODES]
+        from . import control, demo, harivo, motion, training, video
+        return [node for file in (demo, motion, control, harivo, training, video) for node in file.NODES]

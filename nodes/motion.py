@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..modules.host.motion import OFFICIAL, POOLED, apply_motion
+from ..modules.host.motion import EVERY_STEP, MAPPING_MODES, OFFICIAL, POOLED, apply_motion
 from ..modules.host.motion_files import (
     find_motion_file,
     list_motion_files,
@@ -88,14 +88,21 @@ class FrozenApplyMotionModule(io.ComfyNode):
                     "groupnorm", options=[OFFICIAL, POOLED], default=OFFICIAL,
                     tooltip="Norms of the image model. official: over all frames of a clip for AnimateDiff "
                             "v1, else frame by frame. pooled: over all frames, which can reduce flicker."),
+                io.Combo.Input(
+                    "mapping", options=list(MAPPING_MODES), default=EVERY_STEP, optional=True,
+                    tooltip="When HARIVO's mapping network acts, if the motion module has one."),
+                io.Boolean.Input(
+                    "frame_tokens", default=True, optional=True,
+                    tooltip="HARIVO's words for every frame, if the motion module makes them."),
+                io.Float.Input(
+                    "fps", default=0.0, min=0.0, max=120.0, step=0.1, optional=True,
+                    tooltip="Frames per second of the clip: frame tokens go by seconds. 0: as trained."),
             ],
             outputs=[io.Model.Output(tooltip="The model with motion, for the sampler and its scheduler.")])
 
     @classmethod
-    def execute(cls, model, motion_module, strength: float, frames_per_clip: int, start_percent: float,
-                end_percent: float, beta_schedule: str, groupnorm: str) -> io.NodeOutput:
-        return io.NodeOutput(apply_motion(model, motion_module, strength, frames_per_clip, start_percent,
-                                          end_percent, beta_schedule, groupnorm))
+    def execute(cls, model, motion_module, **settings) -> io.NodeOutput:
+        return io.NodeOutput(apply_motion(model, motion_module, **settings))
 
 
 class FrozenSaveMotionModule(io.ComfyNode):

@@ -32,4 +32,40 @@ class FrozenFrameSheet(io.ComfyNode):
         return io.NodeOutput(sheet, ui=ui.PreviewImage(sheet, cls=cls))
 
 
-NODES = [FrozenFrameSheet]
+class FrozenClipReport(io.ComfyNode):
+    """Clip Report: how a clip moves and flickers, as figures and as a plot over its frames."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FrozenClipReport",
+            display_name="Clip Report",
+            category="frozen/motion",
+            description="Measures flicker and motion of any clip, and shows which neighbouring frames differ most.",
+            inputs=[
+                io.Image.Input("frames", tooltip="The clip: a batch of images, first frame first."),
+                io.Float.Input("fps", default=8.0, min=0.1, max=240.0, step=0.1,
+                               tooltip="Frames per second, to tell when the worst pair is on screen."),
+                io.Int.Input("columns", default=8, min=1, max=64, tooltip="Frames in a row of the sheet."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="report", tooltip="The plot over the frame sheet."),
+                io.String.Output(display_name="text", tooltip="The figures in words."),
+                io.Float.Output(display_name="flicker", tooltip="r = d2 / d1: about 1.7 for noise, near 0 for even "
+                                                                "motion."),
+                io.Float.Output(display_name="span", tooltip="Motion: mean difference of first and last frame."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, frames, fps, columns) -> io.NodeOutput:
+        from ..modules.clip_report import report_picture, report_text
+        from ..modules.motion.flicker import clip_figures
+        figures = clip_figures(frames[..., :3].movedim(-1, 1))
+        picture, text = report_picture(frames, figures, columns), report_text(figures, fps)
+        shown = {**ui.PreviewImage(picture, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}
+        return io.NodeOutput(picture, text, figures.r, figures.span, ui=shown)
+
+
+NODES = [FrozenFrameSheet, FrozenClipReport]

@@ -38,7 +38,8 @@ def random_motion(config: MotionConfig = TINY, seed: int = 0, scale: float = 0.3
     with torch.no_grad():
         for layer in module.output_projections():
             layer.weight.normal_(0, scale * layer.weight[0].numel() ** -0.5, generator=generator)
-            layer.bias.normal_(0, 0.02, generator=generator)
+            if layer.bias is not None:
+                layer.bias.normal_(0, 0.02, generator=generator)
     return module.requires_grad_(False)
 
 

@@ -34,6 +34,8 @@ __all__ = ["KEY", "LoadedMotion", "MotionRun", "apply_motion", "hold_motion", "m
            "unsplice"]
 FAMILIES = {"sd15": comfy.supported_models.SD15, "sdxl": comfy.supported_models.SDXL}
 OFFICIAL, POOLED = "official", "pooled"
+EVERY_STEP, FIRST_STEP, OFF = "every_step", "first_step", "off"
+MAPPING_MODES = (EVERY_STEP, FIRST_STEP, OFF)
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def hold_motion(config: MotionConfig, state: Mapping[str, Tensor], source: str,
 
 def apply_motion(model, loaded: LoadedMotion, strength: float = 1.0, frames_per_clip: int = 0,
                  start_percent: float = 0.0, end_percent: float = 1.0, beta_schedule: str = AUTO,
-                 groupnorm: str = OFFICIAL):
+                 groupnorm: str = OFFICIAL, mapping: str = EVERY_STEP, frame_tokens: bool = True, fps: float = 0.0):
     """A clone of the MODEL `model` that samples clips with the motion module.
 
     Args:
@@ -82,6 +84,9 @@ def apply_motion(model, loaded: LoadedMotion, strength: float = 1.0, frames_per_
         start_percent, end_percent: part of the sampling in which the layers act.
         beta_schedule: "auto" (the file's), "keep" (the model's) or a name in SCHEDULES.
         groupnorm: "official" (the family's rule) or "pooled".
+        mapping: when the mapping network acts, if the module has one: one of MAPPING_MODES.
+        frame_tokens: whether frames get their own tokens, if the module makes them.
+        fps: of the clip, which gives the moments of the frame tokens; 0 = the module's own.
 
     Raises ValueError when module and MODEL do not belong together, or the MODEL already has a motion module.
     """
@@ -96,7 +101,8 @@ def apply_motion(model, loaded: LoadedMotion, strength: float = 1.0, frames_per_
     if strength == 0:
         return model
     sampling = MotionSampling(loaded.config, loaded.source, strength, frames_per_clip,
-                              (start_percent, end_percent), POOLED in (groupnorm, loaded.config.groupnorm))
+                              (start_percent, end_percent), POOLED in (groupnorm, loaded.config.groupnorm),
+                              loaded.module, mapping, frame_tokens, fps or loaded.config.fps)
     model.set_additional_models(KEY, [loaded.patcher.clone()])
     model.set_injections(KEY, [PatcherInjection(inject, eject)])
     model.add_callback_with_key(CallbacksMP.ON_PRE_RUN, KEY, inject_if_ejected)
@@ -146,6 +152,10 @@ class MotionSampling:
     frames_per_clip: int
     percents: tuple[float, float]
     pooled: bool
+    module: MotionModule
+    mapping: str
+    frame_tokens: bool
+    fps: float
 
     def around_sampling(self, executor, noise: Tensor, *args, **kwargs):
         """OUTER_SAMPLE: check the request, prepare the run, leave the U-Net clean however the run ends."""
@@ -185,16 +195,36 @@ class MotionSampling:
 
     def around_unet(self, executor, x: Tensor, timesteps, context, y, control, transformer_options: dict,
                     *args, **kwargs):
-        """DIFFUSION_MODEL: tell the layers how many frames a clip has in this call. x [(n b f), C, H, W]."""
+        """DIFFUSION_MODEL: tell the layers how many frames a clip has in this call; HARIVO's parts act on its inputs.
+
+        x [(n b f), C, H, W]. ControlNet has run before, on unmapped latents and without frame tokens.
+        """
         run = transformer_options.get(KEY)
         if run is None:
             raise RuntimeError("A MODEL with a motion module was called outside of a sampler. Use KSampler "
                                "or SamplerCustomAdvanced, or connect the MODEL without motion module here.")
         run = run_of_call(run, x.shape[0], transformer_options)
         options = {**transformer_options, KEY: run}
+        if run.active and self.maps(transformer_options):
+            x = self.module.map_noise(x, timesteps, run.frames, run.strength)
+        if run.active and self.frame_tokens:
+            context = self.module.add_tokens(context, moments(run.frames, self.fps, transformer_options).to(x.device))
         pooled = run.pooled and run.active
         with pooled_groupnorm(executor.class_obj, run.frames) if pooled else nullcontext():
             return executor(x, timesteps, context, y, control, options, *args, **kwargs)
+
+
+    def maps(self, transformer_options: Mapping) -> bool:
+        """Whether the mapping network acts at this step."""
+        first = transformer_options["sigmas"][0] >= transformer_options["sample_sigmas"][0]
+        return self.mapping == EVERY_STEP or self.mapping == FIRST_STEP and bool(first)
+
+
+def moments(frames: int, fps: float, transformer_options: Mapping) -> Tensor:
+    """Seconds [frames] from the beginning of the whole clip, also inside one of the host's context windows."""
+    window = transformer_options.get("context_window")
+    index = torch.arange(frames) if window is None else torch.tensor(window.index_list)
+    return index / fps
 
 
 def run_of_call(run: MotionRun, rows: int, transformer_options: Mapping) -> MotionRun:

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor
 
-from .keys import CODES, CONVOLUTION, Names
+from .keys import CODES, CONVOLUTION, MAPPING, TOKENS, Names
 from .mistakes import MotionFileError
 from .module import MotionConfig, MotionModule
 
@@ -30,6 +30,10 @@ def detect(weights: Mapping[str, Tensor], names: Names) -> MotionConfig:
                           mid=any(name.startswith("mid_block.") for name in weights),
                           max_frames=lengths.pop(),
                           temporal_convolution=any(name.startswith(CONVOLUTION) for name in weights))
+    if (first := weights.get(MAPPING + "first.conv.weight")) is not None:
+        config = replace(config, mapping_width=first.shape[0])
+    if (queries := weights.get(TOKENS + "queries")) is not None:
+        config = replace(config, frame_tokens=queries.shape[0], text_channels=queries.shape[1])
     kind = kind_of(config, names)
     return replace(config, kind=kind, beta_schedule=BETA_SCHEDULES.get(kind, "sqrt_linear"),
                    groupnorm="pooled" if kind == "animatediff v1" else "per frame")
@@ -88,10 +92,16 @@ def check_values(weights: Mapping[str, Tensor]) -> None:
                               "damaged or its training diverged. Use another one.")
 
 
+def is_output(name: str) -> bool:
+    """Whether a weight ends a branch that changes nothing while it is zero."""
+    return (".proj_out." in name or name.startswith((MAPPING + "last.", TOKENS + "out."))
+            or name.startswith(CONVOLUTION) and ".conv2." in name)
+
+
 def warnings(config: MotionConfig, weights: Mapping[str, Tensor], names: Names) -> list[str]:
     """What a user should know about a file that loads."""
     found = []
-    if not any(tensor.any() for name, tensor in weights.items() if ".proj_out." in name or ".conv2." in name):
+    if not any(tensor.any() for name, tensor in weights.items() if is_output(name)):
         found.append("untrained: every output projection is zero, so this module changes nothing")
     if not names.position_codes:
         found.append(f"the file has no position codes; sinusoids for {config.max_frames} frames were rebuilt")
@@ -104,8 +114,10 @@ def warnings(config: MotionConfig, weights: Mapping[str, Tensor], names: Names) 
 
 def describe(config: MotionConfig) -> str:
     """One line for reports and errors: family, widths, places, frames."""
-    return (f"{config.family}, channels {config.channels}, {'with' if config.mid else 'no'} middle layer, "
-            f"up to {config.max_frames} frames")
+    parts = {"temporal convolutions": config.temporal_convolution, "mapping network": config.mapping_width,
+             f"{config.frame_tokens} frame tokens": config.frame_tokens}
+    return ", ".join([f"{config.family}, channels {config.channels}, {'with' if config.mid else 'no'} middle layer, "
+                      f"up to {config.max_frames} frames", *(name for name, there in parts.items() if there)])
 
 
 def some(names: Iterable[str], most: int = 5) -> str:

@@ -12,7 +12,10 @@ from torch import Tensor
 
 from .transformer import sinusoids
 
-CONVOLUTION = "harivo.tconv."
+HARIVO = "harivo."              # before the names of all parts that AnimateDiff does not have
+CONVOLUTION = HARIVO + "tconv."
+MAPPING = HARIVO + "map."
+TOKENS = HARIVO + "tok."
 CODES = "pos_encoder.pe"
 BLOCK = "transformer_blocks.0."
 DIFFUSERS_MODULE = re.compile(r"(.*\bmotion_modules\.\d+\.)(?!temporal_transformer\.)(.+)")
@@ -82,14 +85,14 @@ def from_diffusers(key: str) -> tuple[str, ...]:
 def to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A normalised state under the names of diffusers' MotionAdapter.
 
-    Raises ValueError when diffusers has no place for it: temporal convolutions, or two different sets of
-    position codes in one layer.
+    Raises ValueError when diffusers has no place for it: HARIVO's parts, or two different sets of position codes in
+    one layer.
     """
     out: dict[str, Tensor] = {}
     for key, tensor in state.items():
-        if key.startswith(CONVOLUTION):
-            raise ValueError("This motion module has temporal convolutions; diffusers' MotionAdapter has "
-                             "none. Convert a module without them.")
+        if key.startswith(HARIVO):
+            raise ValueError("This motion module has parts of HARIVO (mapping network, frame tokens or temporal "
+                             "convolutions); diffusers' MotionAdapter has none. Convert a module without them.")
         start, _, name = key.partition("temporal_transformer.")
         if name.startswith(BLOCK):
             name = name.removeprefix(BLOCK)
@@ -117,7 +120,7 @@ def normalise(state: Mapping) -> tuple[dict[str, Tensor], Names]:
     layout, weights, dropped = layout_of(state), {}, []
     for key, tensor in state.items():
         names = from_diffusers(from_hotshot(key))
-        if isinstance(tensor, Tensor) and ("temporal" in names[0] or key.startswith(CONVOLUTION)):
+        if isinstance(tensor, Tensor) and ("temporal" in names[0] or key.startswith(HARIVO)):
             weights.update({name: tensor for name in names})
         else:
             dropped.append(key)

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .frame_tokens import FrameTokens, with_frame_tokens
+from .mapping import MappingNetwork
 from .transformer import TemporalConv, TemporalTransformer
 
 DOWN_LAYERS, UP_LAYERS = 2, 3       # per level, in SD1.5 and SDXL alike
@@ -30,6 +32,8 @@ class MotionConfig:
         groupnorm: "pooled" when the image model's ResBlock norms and final norm take their statistics over
             all frames of a clip (AnimateDiff v1), else "per frame".
         fps: frames per second it was trained with.
+        mapping_width: inner channels of the mapping network, 0 = there is none.
+        frame_tokens: tokens a frame, 0 = there is no token generator; text_channels is the width it works in.
     """
     family: str
     channels: tuple[int, ...]
@@ -40,6 +44,9 @@ class MotionConfig:
     beta_schedule: str = "keep"
     groupnorm: str = "per frame"
     fps: float = 8.0
+    mapping_width: int = 0
+    frame_tokens: int = 0
+    text_channels: int = 768
 
 
 class MotionLayer(NamedTuple):
@@ -73,8 +80,8 @@ class MotionLevel(nn.Module):
 class MotionModule(nn.Module):
     """All temporal layers of a U-Net. It has no forward: its layers are spliced into the image model.
 
-    The keys of its state_dict are those of an AnimateDiff file; convolutions are under `harivo.tconv`, a name
-    without the substrings by which other loaders recognise motion weights, so that those loaders skip them.
+    The keys of its state_dict are those of an AnimateDiff file; HARIVO's parts are under `harivo.tconv`, `harivo.map`
+    and `harivo.tok`, without the substrings by which other loaders recognise motion weights, so that those skip them.
     """
 
     def __init__(self, config: MotionConfig, operations=nn, dtype=None, device=None):
@@ -89,15 +96,21 @@ class MotionModule(nn.Module):
         self.down_blocks = nn.ModuleList(level(width, DOWN_LAYERS) for width in config.channels)
         self.up_blocks = nn.ModuleList(level(width, UP_LAYERS) for width in reversed(config.channels))
         self.mid_block = level(config.channels[-1], 1) if config.mid else None
+        harivo = {}
         if config.temporal_convolution:
             def convolutions(channels: int, layers: int) -> nn.ModuleList:
                 return nn.ModuleList(TemporalConv(channels, **made) for _ in range(layers))
 
-            tconv = nn.ModuleDict({
+            harivo["tconv"] = nn.ModuleDict({
                 "down": nn.ModuleList(convolutions(width, DOWN_LAYERS) for width in config.channels),
                 "mid": nn.ModuleList([convolutions(config.channels[-1], 1)] if config.mid else []),
                 "up": nn.ModuleList(convolutions(width, UP_LAYERS) for width in reversed(config.channels))})
-            self.harivo = nn.ModuleDict({"tconv": tconv})
+        if config.mapping_width:
+            harivo["map"] = MappingNetwork(width=config.mapping_width, **made)
+        if config.frame_tokens:
+            harivo["tok"] = FrameTokens(config.text_channels, config.frame_tokens, **made)
+        if harivo:
+            self.harivo = nn.ModuleDict(harivo)
 
     def layers(self, part: str) -> list[MotionLayer]:
         """The layers of "down", "mid" or "up", in the order in which the U-Net meets them."""
@@ -116,6 +129,31 @@ class MotionModule(nn.Module):
                 yield layer.transformer.proj_out
                 if layer.convolution is not None:
                     yield layer.convolution.conv2
+        if self.config.mapping_width:
+            yield self.harivo["map"].last.conv
+        if self.config.frame_tokens:
+            yield self.harivo["tok"].out
+
+    def map_noise(self, x: Tensor, t: Tensor, frames: int, strength: float = 1.0) -> Tensor:
+        """What the image model gets for x [(b f), C, H, W] at timesteps t [(b f)]: M(x, t), or x without a network."""
+        if not self.config.mapping_width:
+            return x
+        mapped = self.harivo["map"](x, t, frames)
+        return mapped if strength == 1 else torch.lerp(x, mapped, strength)
+
+    def add_tokens(self, context: Tensor, seconds: Tensor) -> Tensor:
+        """context [(b f), L, D] with the tokens of frames at `seconds` [f] of their clip: [(b f), L + K, D].
+
+        Frames may have different prompts; each gets the tokens of its own.
+        """
+        if not self.config.frame_tokens:
+            return context
+        frames, generator = len(seconds), self.harivo["tok"]
+        clips = context.unflatten(0, (-1, frames))                              # [b, f, L, D]
+        if clips.equal(clips[:, :1].expand_as(clips)):
+            return with_frame_tokens(context, generator(clips[:, 0], seconds))
+        each = generator(context, seconds).unflatten(0, (-1, frames))           # [b, f, f, K, D]
+        return with_frame_tokens(context, torch.einsum("bffkd->bfkd", each))
 
 
 def fresh_motion_module(config: MotionConfig, seed: int = 0, operations=nn) -> MotionModule:
@@ -131,6 +169,6 @@ def fresh_motion_module(config: MotionConfig, seed: int = 0, operations=nn) -> M
                 if isinstance(layer, kind):
                     kind.reset_parameters(layer)        # the host's layers start as uninitialised memory
     for layer in module.output_projections():
-        nn.init.zeros_(layer.weight)
-        nn.init.zeros_(layer.bias)
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)
     return module

@@ -1,0 +1,81 @@
+"""First noise of clips as the host's NOISE, and FreeInit as a SAMPLER around another."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import comfy.sample
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from ..motion.noise import clip_noise, freeinit_mix, low_pass
+from ..training.order import stream
+
+
+@dataclass(frozen=True)
+class ClipNoise:
+    """What the socket NOISE carries: a seed and `generate_noise`. See `clip_noise` for the settings."""
+    seed: int
+    kind: str
+    alpha: float
+    window: int
+    frames_per_clip: int
+
+    def generate_noise(self, input_latent: dict) -> Tensor:
+        """Noise of the latent's shape. Kind "iid" is the host's own noise of that seed. Raises ValueError."""
+        samples = input_latent["samples"]
+        own = comfy.sample.prepare_noise(samples, self.seed, input_latent.get("batch_index"))
+        clips = split(own, self.frames_per_clip)
+        more = stream("clip noise", self.seed)
+        return join([clip_noise(clip, self.kind, more, self.alpha, self.window) for clip in clips], own)
+
+
+def split(x: Tensor, frames_per_clip: int) -> list[Tensor]:
+    """[(b f), C, H, W] -> b clips [f, C, H, W]; latents of video models [b, C, f, H, W] likewise. Raises ValueError."""
+    if x.ndim == 5:
+        return list(x.transpose(1, 2))
+    frames = frames_per_clip or len(x)
+    if len(x) % frames:
+        raise ValueError(f"The latent has {len(x)} frames and frames_per_clip is {frames}: {len(x)} is not a multiple "
+                         f"of {frames}. Change the batch size, or set frames_per_clip to 0 for one clip.")
+    return list(x.split(frames))
+
+
+def join(clips: list[Tensor], like: Tensor) -> Tensor:
+    """The inverse of `split`."""
+    return torch.stack(clips).transpose(1, 2) if like.ndim == 5 else torch.cat(clips)
+
+
+class FreeInit(comfy.samplers.Sampler):
+    """Samples several times; each time the first noise keeps the low frequencies of the last result.
+
+    x_T = low(x0 / sigma + eps) + high(fresh noise), with the first eps throughout. Source: Wu et al., "FreeInit", ECCV
+    2024, section 4; written from its formula.
+    """
+
+    def __init__(self, inner: comfy.samplers.Sampler, iterations: int, kind: str, spatial: float, temporal: float,
+                 frames_per_clip: int):
+        self.inner, self.iterations, self.frames_per_clip = inner, iterations, frames_per_clip
+        self.filter = (kind, spatial, temporal)
+
+    def max_denoise(self, model_wrap, sigmas):
+        return self.inner.max_denoise(model_wrap, sigmas)
+
+    def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None,
+               disable_pbar=False):
+        """See the host's samplers; the result is the last iteration's."""
+        first, seed, mean = noise.clone(), extra_args.get("seed") or 0, 0 if latent_image is None else latent_image
+        for iteration in range(self.iterations):
+            samples = self.inner.sample(model_wrap, sigmas, dict(extra_args), callback, noise.clone(), latent_image,
+                                        denoise_mask, disable_pbar)
+            if iteration + 1 < self.iterations:
+                fresh = torch.randn(first.shape, generator=stream("freeinit", seed, iteration)).to(first)
+                noise = self.mix((samples - mean) / float(sigmas[0]) + first, fresh)
+        return samples
+
+    def mix(self, noisy: Tensor, fresh: Tensor) -> Tensor:
+        """Clip by clip: low frequencies of `noisy`, high ones of `fresh`."""
+        parts = []
+        for low, high in zip(split(noisy, self.frames_per_clip), split(fresh, self.frames_per_clip), strict=True):
+            parts.append(freeinit_mix(low, high, low_pass(low.shape, *self.filter).to(low.device)))
+        return join(parts, noisy)

@@ -1,0 +1,140 @@
+"""Mitigating-gradient sampling in the host: the predicted clip is smoothed along time after guidance, at every step."""
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import comfy.model_sampling
+import torch
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ..motion.mitigating_gradient import REFERENCE, energy, is_limited, mitigate, step_size
+from .control import parse_frames
+from .private_unet import attend
+
+KEY = "frozen_mitigating_gradient"
+FAST, EXACT = "fast", "exact"
+MODES = (FAST, EXACT)
+
+
+def mitigate_gradient(model, alpha: float, mode: str = FAST, order: int = 1, start_percent: float = 0.0,
+                      end_percent: float = 1.0, frames_per_clip: int = 0, locked_frames: str = ""):
+    """A clone of the MODEL that samples with mitigating gradient; alpha 0 gives a plain clone.
+
+    Args:
+        alpha: guidance scale, the paper's; 40 by default there. Negative values roughen.
+        mode: "fast" (no backward pass) or "exact" (through the guided U-Net, two to three times slower).
+        order: 1 smooths every change along time, 2 spares even motion.
+        start_percent, end_percent: part of the sampling in which it acts.
+        frames_per_clip: 0 takes a whole batch as one clip.
+        locked_frames: e.g. "0, -1": these frames keep their values exactly, their neighbours still feel them.
+
+    Raises ValueError for settings that do not belong together.
+    """
+    if start_percent > end_percent:
+        raise ValueError(f"start_percent is {start_percent} and end_percent {end_percent}; the start must not come "
+                         "after the end.")
+    model = model.clone()
+    if alpha == 0:
+        return model
+    if mode == FAST and is_limited(alpha, order):
+        logging.warning("Frozen Diffusion: alpha %g is more than can be done in a stable way at high noise levels; it "
+                        "is limited there.", alpha)
+    mitigation = Mitigation(alpha, order, (start_percent, end_percent), frames_per_clip, locked_frames)
+    if mode == FAST:
+        model.set_model_sampler_post_cfg_function(mitigation.after_guidance)
+    else:
+        model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, mitigation.around_guidance)
+    return model
+
+
+@dataclass(frozen=True)
+class Mitigation:
+    """The settings of one Mitigating Gradient node, and how they act."""
+    alpha: float
+    order: int
+    percents: tuple[float, float]
+    frames_per_clip: int
+    locked_frames: str
+
+    def after_guidance(self, args: dict) -> Tensor:
+        """The host's post-CFG function: `fast` mode on the denoised prediction [(b f), ...]."""
+        denoised, sampling = args["denoised"], args["model"].model_sampling
+        sigma = self.active_sigma(args["sigma"], sampling)
+        if sigma is None:
+            return denoised
+        clips = self.clips(denoised)
+        return self.rows(mitigate(clips, step_size(self.alpha, sigma, self.order), self.order, self.locked(clips)),
+                         denoised)
+
+    def around_guidance(self, executor, x: Tensor, timestep: Tensor, model_options: dict | None = None, seed=None):
+        """PREDICT_NOISE: `exact` mode, x0' = x0 - alpha sigma^2 J^T grad E through the guided U-Net. x [(b f), ...]"""
+        guider = executor.class_obj
+        sigma = self.active_sigma(timestep, guider.inner_model.model_sampling)
+        if sigma is None:
+            return executor(x, timestep, model_options, seed)
+        check_gradients(guider.model_patcher)
+        options = {**model_options, "transformer_options": {**model_options["transformer_options"],
+                                                            "optimized_attention_override": attend}}
+        with torch.inference_mode(False), torch.no_grad():
+            denoised, pull_back = torch.func.vjp(
+                lambda given: executor(given, timestep.clone(), options, seed), x.clone())
+            with torch.enable_grad():
+                leaf = denoised.detach().clone().requires_grad_()
+                gradient, = torch.autograd.grad(self.energy(leaf), leaf)
+            slope, = pull_back(gradient)
+        if not slope.isfinite().all():
+            raise ValueError("The gradient through the U-Net is not finite. Use mode fast, or run ComfyUI with "
+                             "--force-fp32.")
+        if not slope.any() and gradient.any():
+            raise ValueError("No gradient came back from the U-Net: another node replaces a part of it by something "
+                             "without a derivative. Use mode fast, or take that node away.")
+        clips = self.clips(denoised)
+        moved = clips - self.alpha * sigma ** 2 * self.clips(slope.to(denoised))
+        if (locked := self.locked(clips)) is not None:
+            moved = torch.where(locked.view(1, -1, *[1] * (clips.ndim - 2)), clips, moved)
+        return self.rows(moved, denoised)
+
+    def active_sigma(self, sigmas: Tensor, sampling) -> float | None:
+        """The noise level as standard deviation over signal, None outside of the node's part of the sampling."""
+        sigma = float(sigmas.flatten()[0])
+        highest, lowest = map(sampling.percent_to_sigma, self.percents)
+        if not lowest <= sigma <= highest:
+            return None
+        flow = isinstance(sampling, comfy.model_sampling.CONST)     # x = (1 - sigma) x0 + sigma n
+        return sigma / max(1e-6, 1 - sigma) if flow else sigma
+
+    def clips(self, x: Tensor) -> Tensor:
+        """[(b f), C, H, W] -> [b, f, C, H, W]; latents of video models [b, C, f, H, W] likewise. Raises ValueError."""
+        if x.ndim == 5:
+            return x.transpose(1, 2)
+        frames = self.frames_per_clip or len(x)
+        if len(x) % frames:
+            raise ValueError(f"The batch has {len(x)} frames and frames_per_clip is {frames}: {len(x)} is not a "
+                             f"multiple of {frames}. Change the batch size, or set frames_per_clip to 0 for one clip.")
+        return x.unflatten(0, (-1, frames))
+
+    def rows(self, clips: Tensor, like: Tensor) -> Tensor:
+        """The inverse of `clips`."""
+        return clips.transpose(1, 2) if like.ndim == 5 else clips.flatten(0, 1)
+
+    def locked(self, clips: Tensor) -> Tensor | None:
+        """[F] bool of the frames that keep their values. Raises ValueError for frames that are not there."""
+        if not self.locked_frames.strip():
+            return None
+        locked = torch.zeros(clips.shape[1], dtype=torch.bool, device=clips.device)
+        locked[parse_frames(self.locked_frames, clips.shape[1])] = True
+        return locked
+
+    def energy(self, denoised: Tensor) -> Tensor:
+        """E of all clips, with the mean over the reference's numbers of a frame, so that alpha means the same."""
+        clips = self.clips(denoised)
+        return energy(clips, self.order).sum() * clips[0, 0].numel() / REFERENCE
+
+
+def check_gradients(patcher) -> None:
+    """Raises ValueError where the U-Net's weights come and go during a run, so that gradients would be wrong."""
+    if getattr(patcher.model, "model_lowvram", False):
+        raise ValueError("Mode exact needs the whole U-Net in the device's memory, but ComfyUI loads it piece by piece "
+                         "here. Use mode fast, free memory, or make fewer frames or smaller ones.")

@@ -1,0 +1,251 @@
+"""HARIVO's parts through the host's samplers: mapping, frame tokens, mitigating gradient, clip noise, FreeInit."""
+from __future__ import annotations
+
+import pytest
+import torch
+from comfy import model_management
+from comfy.patcher_extension import WrappersMP
+from comfy_extras import nodes_custom_sampler as custom
+from motion_examples import TINY, random_motion
+
+from frozen_diffusion.modules.host.clip_noise import ClipNoise
+from frozen_diffusion.modules.host.motion import hold_motion
+from frozen_diffusion.modules.motion.mitigating_gradient import mitigate, step_size
+from frozen_diffusion.modules.motion.module import MotionConfig
+from testhost.models import conditioning, latent, sample
+
+SIZE = (8, 8)
+
+
+@pytest.fixture(scope="module")
+def base(tiny_sd15):
+    return tiny_sd15()
+
+
+@pytest.fixture(autouse=True)
+def unloaded():
+    yield
+    model_management.unload_all_models()
+
+
+def context_width(model) -> int:
+    return model.model.model_config.unet_config["context_dim"]
+
+
+def harivo(model, seed: int = 0, **settings):
+    """A module with random weights and HARIVO's parts."""
+    config = MotionConfig("sd15", TINY.channels, max_frames=16,
+                          **{"mapping_width": 16, "frame_tokens": 4, "text_channels": context_width(model), **settings})
+    return hold_motion(config, random_motion(config, seed).state_dict(), f"random {seed}")
+
+
+def apply(comfy, model, module, **changes):
+    node = comfy.node("FrozenApplyMotionModule")
+    defaults = {entry.id: entry.default for entry in node.GET_SCHEMA().inputs if hasattr(entry, "default")}
+    return comfy.run("FrozenApplyMotionModule", model=model, motion_module=module, **{**defaults, **changes})[0]
+
+
+def mitigating(comfy, model, **changes):
+    settings = {"alpha": 40.0, "mode": "fast", "order": 1, "start_percent": 0.0, "end_percent": 1.0,
+                "frames_per_clip": 0, "locked_frames": "", **changes}
+    return comfy.run("FrozenMitigatingGradient", model=model, **settings)[0]
+
+
+@pytest.fixture
+def seen():
+    """Spies on what the U-Net gets: (x, context) of every call, and what ControlNet would have got."""
+    return []
+
+
+def spy(model, seen):
+    """The MODEL with a wrapper innermost, behind those of the motion module."""
+    model = model.clone()
+
+    def wrapper(executor, x, timesteps, context, *args, **kwargs):
+        seen.append((x, context))
+        return executor(x, timesteps, context, *args, **kwargs)
+
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "spy", wrapper)
+    return model
+
+
+def test_switches_turn_the_parts_off_one_by_one(comfy, base):
+    full = harivo(base)
+    state = {name: value for name, value in full.module.state_dict().items() if not name.startswith("harivo.")}
+    plain = apply(comfy, base, hold_motion(MotionConfig("sd15", TINY.channels, max_frames=16), state, "plain"))
+    off = apply(comfy, base, full, mapping="off", frame_tokens=False)
+    assert torch.equal(sample(off, 4, size=SIZE), sample(plain, 4, size=SIZE))
+    results = [sample(apply(comfy, base, full, **changes), 4, size=SIZE) for changes in (
+        {}, {"mapping": "off"}, {"frame_tokens": False}, {"mapping": "first_step"})]
+    for index, result in enumerate(results):
+        assert result.isfinite().all()
+        assert not any(torch.allclose(result, other, atol=1e-4) for other in results[index + 1:])
+
+
+def test_what_the_unet_gets(comfy, base, seen):
+    text = conditioning(1)[0][0]
+    sample(spy(apply(comfy, base, harivo(base)), seen), 4, size=SIZE)
+    assert all(context.shape[1] == text.shape[1] + 4 for _, context in seen)
+    seen.clear()
+    sample(spy(apply(comfy, base, harivo(base), frame_tokens=False, mapping="first_step"), seen), 4, size=SIZE, steps=3)
+    mapped = [x for x, _ in seen]
+    seen.clear()
+    sample(spy(apply(comfy, base, harivo(base), frame_tokens=False, mapping="off"), seen), 4, size=SIZE, steps=3)
+    assert not torch.equal(mapped[0], seen[0][0]) and len(mapped) == len(seen)
+    assert all(context.shape[1] == text.shape[1] for _, context in seen)
+
+
+@pytest.mark.parametrize("changes", [{"strength": 0.0}, {"frames_per_clip": 1}])
+def test_single_frames_and_strength_zero_are_the_image_model(comfy, base, changes):
+    assert torch.equal(sample(apply(comfy, base, harivo(base), **changes), 4, size=SIZE), sample(base, 4, size=SIZE))
+
+
+def test_tokens_keep_absolute_time_in_context_windows(comfy, base, monkeypatch):
+    from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+
+    from frozen_diffusion.modules.motion.module import MotionModule
+    moments = []
+    real = MotionModule.add_tokens
+    monkeypatch.setattr(MotionModule, "add_tokens",
+                        lambda self, context, seconds: moments.append(seconds.tolist()) or real(self, context, seconds))
+    model = apply(comfy, base, harivo(base), fps=4.0)
+    windows, = comfy.run(ContextWindowsManualNode, model=model, context_length=4, context_overlap=1,
+                         context_schedule="standard_static", context_stride=1, closed_loop=False, fuse_method="pyramid",
+                         dim=0)
+    assert sample(windows, 8, size=SIZE).isfinite().all()
+    assert [0, 0.25, 0.5, 0.75] in moments and max(max(window) for window in moments) == 7 / 4
+
+
+def test_prompts_that_differ_by_frame_get_their_own_tokens(base):
+    module = harivo(base).module
+    text, seconds = torch.randn(4, 7, context_width(base)), torch.arange(4) / 8
+    with torch.no_grad():
+        mixed = module.add_tokens(text, seconds)
+        for frame in range(4):
+            alone = module.add_tokens(text[frame].expand(4, -1, -1), seconds)
+            torch.testing.assert_close(mixed[frame], alone[frame])
+
+
+def test_alpha_zero_is_off(comfy, base):
+    assert torch.equal(sample(mitigating(comfy, base, alpha=0.0), 4, size=SIZE), sample(base, 4, size=SIZE))
+
+
+@pytest.mark.parametrize("sampler", ["euler", "ddim", "dpmpp_2m", "euler_ancestral"])
+def test_every_sampler_feels_it(comfy, base, sampler):
+    plain, smooth = (sample(model, 6, size=SIZE, sampler=sampler)
+                     for model in (base, mitigating(comfy, base, alpha=800.0)))
+    roughness = [torch.diff(x, dim=0).square().mean() for x in (plain, smooth)]
+    assert roughness[1] < 0.9 * roughness[0]
+
+
+def test_one_step_is_the_formula(comfy, base):
+    """One Euler step to zero returns the denoised prediction itself."""
+    sigma = base.get_model_object("model_sampling").sigma_max.item()
+    plain = sample(base, 6, size=SIZE, steps=1)
+    smooth = sample(mitigating(comfy, base, alpha=150.0), 6, size=SIZE, steps=1)
+    torch.testing.assert_close(smooth, mitigate(plain[None], step_size(150.0, sigma))[0], atol=1e-5, rtol=1e-4)
+
+
+def test_locked_frames_and_clips(comfy, base):
+    plain = sample(base, 6, size=SIZE, steps=1)
+    model = mitigating(comfy, base, alpha=500.0, locked_frames="0, -1", frames_per_clip=3)
+    smooth = sample(model, 6, size=SIZE, steps=1)
+    same = [torch.equal(a, b) for a, b in zip(plain, smooth, strict=True)]
+    assert same == [True, False, True, True, False, True]
+
+
+def test_part_of_the_sampling(comfy, base):
+    late = mitigating(comfy, base, alpha=500.0, start_percent=1.0)
+    assert torch.equal(sample(late, 4, size=SIZE, steps=2), sample(base, 4, size=SIZE, steps=2))
+
+
+@pytest.mark.parametrize("changes", [{"frames_per_clip": 4}, {"locked_frames": "7"}, {"locked_frames": "x"}])
+def test_wrong_settings_are_refused(comfy, base, changes):
+    with pytest.raises(ValueError, match="frames"):
+        sample(mitigating(comfy, base, **changes), 6, size=SIZE)
+
+
+def test_exact_is_the_gradient_through_the_unet(comfy, base):
+    """Against finite differences of the energy: one Euler step to zero gives x0 - alpha sigma^2 grad_x E."""
+    from comfy.sample import sample as ksample
+    settings = {"steps": 1, "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal", "positive": conditioning(1),
+                "negative": conditioning(2), "disable_pbar": True, "seed": 0}
+    noise = torch.randn(3, 4, *SIZE, generator=torch.Generator().manual_seed(5))
+
+    def predicted(model, x):
+        return ksample(model, x, latent_image=torch.zeros_like(x), **settings)
+
+    sigma = base.get_model_object("model_sampling").sigma_max.item()
+    scale = (1 + sigma ** 2) ** 0.5                             # of the host's first x over the noise given
+    factor = base.model.latent_format.scale_factor
+    plain, alpha = predicted(base, noise), 30.0
+    with torch.inference_mode():                                # as the host runs its nodes
+        exact = predicted(mitigating(comfy, base, alpha=alpha, mode="exact"), noise)
+    direction = torch.randn(noise.shape, generator=torch.Generator().manual_seed(6))
+
+    def energy(x):
+        return torch.diff(predicted(base, x) * factor, dim=0).double().square().sum() / 2 / 4096
+
+    step = 1e-2
+    slope = (energy(noise + step * direction) - energy(noise - step * direction)) / (2 * step) / scale
+    ours = ((plain - exact) * factor / (alpha * sigma ** 2) * direction).sum().double()
+    assert ours.item() == pytest.approx(slope.item(), rel=2e-2)
+
+
+def test_exact_refuses_a_model_that_is_loaded_in_parts(comfy, base):
+    model = mitigating(comfy, base, mode="exact")
+    model.model.model_lowvram = True
+    try:
+        with pytest.raises(ValueError, match="fast"):
+            from frozen_diffusion.modules.host.mitigating import check_gradients
+            check_gradients(model)
+    finally:
+        model.model.model_lowvram = False
+
+
+def advanced(comfy, model, noise, sampler="euler", frames=6, wrap=None):
+    """SamplerCustomAdvanced with given noise; `wrap` changes the sampler."""
+    guider, = comfy.run(custom.CFGGuider, model=model, positive=conditioning(1), negative=conditioning(2), cfg=4.0)
+    sigmas, = comfy.run(custom.BasicScheduler, model=model, scheduler="normal", steps=2, denoise=1.0)
+    chosen, = comfy.run(custom.KSamplerSelect, sampler_name=sampler)
+    out, _ = comfy.run(custom.SamplerCustomAdvanced, noise=noise, guider=guider, sigmas=sigmas,
+                       sampler=wrap(chosen) if wrap else chosen, latent_image=latent(frames, *SIZE))
+    return out["samples"]
+
+
+def clip_noise(comfy, **changes):
+    settings = {"noise_seed": 0, "kind": "iid", "alpha": 1.0, "window": 3, "frames_per_clip": 0, **changes}
+    return comfy.run("FrozenClipNoise", **settings)[0]
+
+
+def test_iid_clip_noise_is_the_hosts(comfy, base):
+    ours = advanced(comfy, base, clip_noise(comfy))
+    assert torch.equal(ours, advanced(comfy, base, comfy.run(custom.RandomNoise, noise_seed=0)[0]))
+
+
+@pytest.mark.parametrize("kind", ["pyoco mixed", "pyoco progressive", "freenoise"])
+def test_correlated_noise_samples_and_repeats(comfy, base, kind):
+    noise = clip_noise(comfy, kind=kind, frames_per_clip=3)
+    first = noise.generate_noise(latent(6, *SIZE))
+    assert first.shape == (6, 4, *SIZE) and torch.equal(first, noise.generate_noise(latent(6, *SIZE)))
+    assert not torch.equal(first[:3], first[3:])                # the second clip has noise of its own
+    assert advanced(comfy, base, noise).isfinite().all()
+
+
+def test_noise_for_a_batch_that_is_no_whole_clips_is_refused():
+    with pytest.raises(ValueError, match="not a multiple of 4"):
+        ClipNoise(0, "pyoco mixed", 1.0, 3, 4).generate_noise(latent(6, *SIZE))
+
+
+def test_freeinit(comfy, base):
+    def freeinit(**changes):
+        settings = {"iterations": 2, "filter": "gaussian", "spatial_cutoff": 0.25, "temporal_cutoff": 0.25,
+                    "frames_per_clip": 0, **changes}
+        return advanced(comfy, base, clip_noise(comfy),
+                        wrap=lambda sampler: comfy.run("FrozenFreeInit", sampler=sampler, **settings)[0])
+
+    plain = advanced(comfy, base, clip_noise(comfy))
+    assert torch.equal(freeinit(iterations=1), plain)
+    twice = freeinit()
+    assert twice.isfinite().all() and not torch.allclose(twice, plain, atol=1e-3)
+    assert torch.equal(twice, freeinit())
