@@ -139,6 +139,20 @@ class FrozenTrainMotionModule(io.ComfyNode):
                 io.Float.Input("snr_limit", default=recipe.snr_limit, min=0.0, max=100.0, step=0.5, optional=True,
                                tooltip="0: all noise levels count alike (AnimateDiff). 5: low noise counts less "
                                        "and high noise, where motion is decided, more (min-SNR)."),
+                io.Int.Input("mapping_width", default=recipe.mapping_width, min=0, max=512, step=8, optional=True,
+                             tooltip="HARIVO's mapping network with so many inner channels, e.g. 128. 0: none."),
+                io.Int.Input("frame_tokens", default=recipe.frame_tokens, min=0, max=32, optional=True,
+                             tooltip="HARIVO's tokens for every frame, e.g. 4. 0: none."),
+                io.Float.Input("trs", default=recipe.trs, min=0.0, max=10.0, step=0.001, round=0.0001, optional=True,
+                               tooltip="Weight of HARIVO's TRS loss (neighbouring frames attend alike), e.g. 0.05. "
+                                       "0: off. Too high freezes the clip."),
+                io.Int.Input("trs_from", default=recipe.trs_from, min=0, max=1000000, optional=True,
+                             tooltip="Batches before the TRS loss begins."),
+                io.Float.Input("dc", default=recipe.dc, min=0.0, max=10.0, step=0.001, round=0.0001, optional=True,
+                               tooltip="Weight of HARIVO's DC loss (frames of a clip mean the same), e.g. 0.01. "
+                                       "0: off. It begins when 64 clips have been seen."),
+                io.Int.Input("lora_rank", default=recipe.lora_rank, min=0, max=256, optional=True,
+                             tooltip="Train only a change of this rank on the temporal attentions. 0: all weights."),
             ],
             outputs=[
                 MotionModule.Output(display_name="motion_module",

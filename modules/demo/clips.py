@@ -40,6 +40,9 @@ class SpriteClips:
     def key(self, index: int) -> str:
         return f"sprite world|{self.seed}|{index}|{self.settings.frames}"
 
+    def video(self, index: int) -> str:
+        return self.key(index)
+
     def report(self) -> str:
         return f"{self.count} clips of sprite world, {self.settings.frames} frames each"
 

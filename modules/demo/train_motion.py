@@ -3,29 +3,42 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import safe_open
 
 from ..training import command
+from ..training.motion import MotionRecipe
 from .training import publish
 
 ARGUMENTS = ("--data", "sprite-world", "--checkpoint", "sprite-world", "--max-clips", "1024", "--steps", "5000",
              "--batch", "2", "--lr", "5e-4", "--warmup", "100", "--schedule", "cosine", "--beta-schedule", "keep",
-             "--ema", "0.998", "--snr-limit", "5",
-             "--no-gradient-checkpointing", "--keep-still", "--checkpoint-every", "200", "--seed", "6")
+             "--ema", "0.998", "--snr-limit", "5", "--no-gradient-checkpointing", "--keep-still",
+             "--checkpoint-every", "200", "--seed", "6")
+
+
+def run_training(arguments: Sequence[str], out: Path) -> MotionRecipe:
+    """`train motion` with these options into the file `out`; raises SystemExit if it fails. Returns the recipe."""
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    args = parser.parse_args([*arguments, "--out", str(out)])
+    if status := command.main(args):
+        raise SystemExit(status)
+    return command.recipe_of(args)
+
+
+def publish_motion(name: str, what: str, arguments: Sequence[str], runs: Path) -> Path:
+    """Train and publish a motion module. Returns the file in weights/."""
+    out, began = runs / f"{name}.safetensors", time.monotonic()
+    recipe = run_training((*arguments, "--cache", str(runs / "sprite_motion_clips")), out)
+    with safe_open(str(out), framework="pt") as file:
+        tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()
+    return publish(name, tensors, what, f"python -m frozen_diffusion.cli train motion {' '.join(arguments)} --out FILE",
+                   recipe.settings(), (time.monotonic() - began) / 3600, {}, metadata)
 
 
 def train_motion(runs: Path) -> Path:
-    """The "baseline": AnimateDiff's transformer alone, plain denoising loss, the frozen U-Net."""
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    out, began = runs / "sprite_motion.safetensors", time.monotonic()
-    args = parser.parse_args([*ARGUMENTS, "--out", str(out)])
-    if status := command.main(args):
-        raise SystemExit(status)
-    with safe_open(str(out), framework="pt") as file:
-        tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()
-    return publish("sprite_motion", tensors, "Motion module of sprite world: AnimateDiff's transformer alone.",
-                   f"python -m frozen_diffusion.cli train motion {' '.join(ARGUMENTS)} --out FILE",
-                   command.recipe_of(args).settings(), (time.monotonic() - began) / 3600, {}, metadata)
+    """The "baseline": AnimateDiff's transformer alone, the denoising loss, the frozen U-Net."""
+    return publish_motion("sprite_motion", "Motion module of sprite world: AnimateDiff's transformer alone.", ARGUMENTS,
+                          runs)

@@ -55,9 +55,11 @@ def follow(records: Iterable[StepRecord], steps: int, every: int = 50) -> float:
     return seconds / 3600
 
 
-PARTS = ("clip", "controlnet", "lora", "motion", "unet", "vae")
+PARTS = {"vae": "vae", "clip": "clip", "unet": "unet", "lora": "lora", "controlnet": "controlnet", "motion": "motion",
+         "harivo": "harivo", "harivo-ablation": "harivo"}      # and the file train_<...>.py of each
 
 
 def train_part(part: str, runs: Path) -> Path:
-    """Train one of PARTS: `train_<part>` of the file of that name. Returns the (last) file written."""
-    return getattr(import_module(f".train_{part}", __package__), f"train_{part}")(runs)
+    """Train one of PARTS. Returns the (last) file written."""
+    recipe = import_module(f".train_{PARTS[part]}", __package__)
+    return getattr(recipe, f"train_{part.replace('-', '_')}")(runs)

@@ -12,10 +12,12 @@ import comfy.model_management
 import comfy.sd
 import folder_paths
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..motion.module import MotionConfig, MotionModule, fresh_motion_module
-from ..training.average import MovingAverage, copy_weights
+from ..motion.temporal_lora import adapt_attentions, plain_state
+from ..motion.total_loss import LossMemory, TotalLoss, fresh_head
+from ..training.average import MovingAverage, trainable
 from ..training.checkpoint import CheckpointStore
 from ..training.clips import ClipSource
 from ..training.denoising import ddim, denoising_loss
@@ -97,9 +99,14 @@ class MotionTraining:
             if comfy.model_management.get_torch_device().type != "cpu":
                 comfy.model_management.unload_all_models()
             self.module, self.taken = build_module(self.config, recipe.seed, self.warm)
+            if recipe.lora_rank:
+                adapt_attentions(self.module, recipe.lora_rank, recipe.seed)
             self.predict = PrivateUNet(self.model, self.module, self.frames, recipe.precision == "bf16",
-                                       recipe.gradient_checkpointing)
-            self.average = MovingAverage(self.module, recipe.ema)
+                                       recipe.gradient_checkpointing, watch=bool(recipe.trs or recipe.dc))
+            self.trained = nn.ModuleDict({"motion": self.module})
+            if recipe.dc:
+                self.trained["head"] = fresh_head(self.bottleneck, recipe.seed).to(self.predict.device)
+            self.average = MovingAverage(self.trained, recipe.ema)
 
     def records(self) -> Iterator[StepRecord]:
         """Train; see `loop.train`. Closing it, or an interrupt, leaves a checkpoint to resume from."""
@@ -111,7 +118,13 @@ class MotionTraining:
         self.losses = store.losses() if store else []
         loss = denoising_loss(self.predict, self.levels, self.predict.latents_in, self.predict.device,
                               recipe.snr_limit)
-        steps = train(self.module, loss, self.batch, recipe.settings(), store, self.average, self.rate)
+        memory = None
+        if recipe.trs or recipe.dc:
+            with torch.inference_mode(False):
+                memory = LossMemory(self.bottleneck).to(self.predict.device)
+            loss = TotalLoss(loss, self.predict.features, trainable(self.module).values(), memory, recipe.trs,
+                             recipe.trs_from, recipe.dc, self.trained["head"] if recipe.dc else None)
+        steps = train(self.trained, loss, self.batch, recipe.settings(), store, self.average, self.rate, memory)
         with contextlib.closing(steps):
             for record in steps:
                 self.losses.append(record.loss)
@@ -123,7 +136,12 @@ class MotionTraining:
         return self.clips.batch(recipe.batch_size, self.frames, recipe.caption_dropout, recipe.seed, draw)
 
     def rate(self, name: str) -> float:
-        return self.recipe.warm_start_rate if name in self.taken else 1.0
+        return self.recipe.warm_start_rate if name.removeprefix("motion.") in self.taken else 1.0
+
+    @property
+    def bottleneck(self) -> int:
+        """Channels of the U-Net's middle block."""
+        return self.config.channels[-1]
 
     def about(self) -> dict[str, str]:
         """What a checkpoint must agree on to be resumed here."""
@@ -133,6 +151,9 @@ class MotionTraining:
                 "SNR limit": str(recipe.snr_limit),
                 "start": start, "rate of the warm start": str(recipe.warm_start_rate),
                 "temporal convolution": str(self.config.temporal_convolution),
+                "mapping network": str(self.config.mapping_width), "frame tokens": str(self.config.frame_tokens),
+                "TRS": f"{recipe.trs} from {recipe.trs_from}", "DC": str(recipe.dc),
+                "LoRA rank": str(recipe.lora_rank),
                 "image model": _name_of(*(weight[(0,) * (weight.ndim - 1)] for weight in
                                           self.predict.unet.state_dict().values() if weight.ndim))}
 
@@ -142,7 +163,7 @@ class MotionTraining:
         shape = (1, self.frames, *self.clips.latents(0).shape[1:])
         noise = torch.randn(shape, generator=stream("sample", self.recipe.seed)).to(device)
         with torch.inference_mode(False), torch.no_grad(), autocast(device, self.recipe.precision), \
-                self.average.applied(self.module):
+                self.average.applied(self.trained):
             for estimate in ddim(self.predict, self.levels, noise, self.text, self.empty, SAMPLE_STEPS,
                                  SAMPLE_CFG):
                 comfy.model_management.throw_exception_if_processing_interrupted()
@@ -152,9 +173,8 @@ class MotionTraining:
 
     def result(self) -> LoadedMotion:
         """The averaged weights as a MOTION_MODULE."""
-        with torch.inference_mode(False), torch.no_grad():
-            state = {name: tensor.detach().cpu().clone() for name, tensor in self.module.state_dict().items()}
-            copy_weights(self.average.weights, {name: state[name] for name in self.average.weights})
+        with torch.inference_mode(False), torch.no_grad(), self.average.applied(self.trained):
+            state = plain_state(self.module)
         name = self.checkpoint.stem if self.checkpoint else "trained here"
         data = self.clips.source.report().partition("\n")[0]
         about = {"train_data": data, "train_steps": str(len(self.losses))}
@@ -168,7 +188,10 @@ def module_config(model, source: ClipSource, recipe: MotionRecipe, warm: LoadedM
         check_family(model, warm)
         schedule = warm.config.beta_schedule if recipe.beta_schedule == AUTO else recipe.beta_schedule
         return replace(warm.config, fps=clip.fps, beta_schedule="linear" if schedule == "lcm" else schedule,
-                       temporal_convolution=recipe.temporal_convolution or warm.config.temporal_convolution)
+                       temporal_convolution=recipe.temporal_convolution or warm.config.temporal_convolution,
+                       mapping_width=recipe.mapping_width or warm.config.mapping_width,
+                       frame_tokens=recipe.frame_tokens or warm.config.frame_tokens,
+                       text_channels=model.model.model_config.unet_config["context_dim"])
     base = model.model.model_config
     family = next((name for name, kind in FAMILIES.items() if isinstance(base, kind)), None)
     if family is None:
@@ -177,7 +200,8 @@ def module_config(model, source: ClipSource, recipe: MotionRecipe, warm: LoadedM
     width, levels = base.unet_config["model_channels"], base.unet_config["channel_mult"]
     return MotionConfig(
         family, tuple(width * level for level in levels), max_frames=max(32, recipe.frames or clip.frames),
-        temporal_convolution=recipe.temporal_convolution, fps=clip.fps,
+        temporal_convolution=recipe.temporal_convolution, fps=clip.fps, mapping_width=recipe.mapping_width,
+        frame_tokens=recipe.frame_tokens, text_channels=base.unet_config["context_dim"],
         beta_schedule=FRESH_SCHEDULE if recipe.beta_schedule == AUTO else recipe.beta_schedule)
 
 

@@ -71,6 +71,9 @@ class ClipFolder:
         clip, settings = self.clips[index], self.settings
         return f"{file_state(clip.path)}|{clip.times}|{clip.mirrored}|{settings.size}"
 
+    def video(self, index: int) -> str:
+        return str(self.clips[index].path)
+
     def report(self) -> str:
         files = len({clip.path for clip in self.clips})
         kind = f"{self.settings.frames} frames at {self.settings.fps:g} fps, {self.settings.size}"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .checkpoint import save_atomically
 from .clips import ClipSource
-from .order import batch_indices, stream
+from .order import batch_indices, seed_for, stream
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class ClipBatch:
 
     latents: Tensor                 # [B, F, C, h, w] as the VAE gives them, without the model's factor
     text: Text
+    videos: tuple[int, ...] = ()    # a number for the video that each clip is from
 
 
 class Codec(Protocol):
@@ -98,14 +99,15 @@ class EncodedClips:
     def batch(self, size: int, frames: int, dropout: float, seed: int, draw: int) -> ClipBatch:
         """Batch number `draw`: `size` clips, of each a random run of `frames` frames, some without text."""
         generator = stream("clips", seed, draw)
-        latents, texts = [], []
+        latents, texts, videos = [], [], []
         for index in batch_indices(len(self), size, seed, draw):
             clip = self.latents(index)
             start = int(torch.randint(len(clip) - frames + 1, (), generator=generator))
             latents.append(clip[start:start + frames])
             dropped = torch.rand((), generator=generator) < dropout
             texts.append(self.text("" if dropped else self.source.caption(index)))
-        return ClipBatch(torch.stack(latents), stack_texts(texts))
+            videos.append(seed_for("video", self.source.video(index)))
+        return ClipBatch(torch.stack(latents), stack_texts(texts), tuple(videos))
 
 
 def stack_texts(texts: list[Text]) -> Text:

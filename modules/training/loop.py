@@ -86,7 +86,7 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
 
 def train(model: nn.Module, loss: Loss, batches: Callable[[int], Any], settings: TrainSettings,
           store: CheckpointStore | None = None, average: MovingAverage | None = None,
-          lr_scale: Callable[[str], float] = lambda name: 1.0) -> Iterator[StepRecord]:
+          lr_scale: Callable[[str], float] = lambda name: 1.0, memory: nn.Module | None = None) -> Iterator[StepRecord]:
     """Train the parameters of `model` that require a gradient; yield a record after each step.
 
     Args:
@@ -95,11 +95,12 @@ def train(model: nn.Module, loss: Loss, batches: Callable[[int], Any], settings:
         store: where checkpoints go. If it holds one, the run resumes there (yields nothing if it is the end).
         average: updated after each step and stored.
         lr_scale: factor on the learning rate for the parameter of that name.
+        memory: its buffers are what the loss remembers from step to step; stored and resumed with the weights.
 
     Closing the generator, or an exception inside a step, leaves a checkpoint of the last finished step.
     Raises NonFiniteError (the weights stay those before the bad step), CheckpointError, ValueError.
     """
-    run = _Run(model, loss, batches, settings, store, average, lr_scale)
+    run = _Run(model, loss, batches, settings, store, average, lr_scale, memory)
     run.resume()
     try:
         while run.step < settings.steps:
@@ -118,9 +119,10 @@ def train(model: nn.Module, loss: Loss, batches: Callable[[int], Any], settings:
 class _Run:
     """The state of one training between two steps: optimizer, number of finished steps, losses so far."""
 
-    def __init__(self, model, loss, batches, settings, store, average, lr_scale):
+    def __init__(self, model, loss, batches, settings, store, average, lr_scale, memory):
         self.model, self.loss, self.batches, self.settings = model, loss, batches, settings
-        self.store, self.average = store, average
+        self.store, self.average, self.memory = store, average, memory
+        self.remembered = self._remember()              # the memory after the last finished step
         scales = {name: lr_scale(name) for name in trainable(model)}
         self.weights = dict(sorted(trainable(model).items(), key=lambda item: scales[item[0]]))
         _check_weights(self.weights)
@@ -155,7 +157,7 @@ class _Run:
             self._update(rate)
         self.losses.append(total)
         self.step += 1
-        self.whole = True
+        self.whole, self.remembered = True, self._remember()
         return StepRecord(self.step, total, norm, rate, time.perf_counter() - started, extras)
 
     def _update(self, rate: float) -> None:
@@ -188,8 +190,12 @@ class _Run:
             tensors |= {f"optimizer/{names[index]}/{key}": value for key, value in state.items()}
         if self.average:
             tensors |= {f"average/{name}": weight for name, weight in self.average.weights.items()}
+        tensors |= {f"memory/{name}": value for name, value in self.remembered.items()}
         self.store.save(tensors, self._facts())
         self.saved = self.step
+
+    def _remember(self) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in self.memory.named_buffers()} if self.memory else {}
 
     def _facts(self) -> dict:
         average = {"decay": self.average.decay, "updates": self.average.updates} if self.average else None
@@ -212,6 +218,9 @@ class _Run:
             if self.average:
                 copy_weights(_under("average/", tensors), self.average.weights)
                 self.average.updates = facts["average"]["updates"]
+            if self.memory:
+                copy_weights(_under("memory/", tensors), dict(self.memory.named_buffers()))
+                self.remembered = self._remember()
         self.losses = tensors["losses"].tolist()
         self.step = self.saved = facts["step"]
 

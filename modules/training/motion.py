@@ -18,6 +18,12 @@ class MotionRecipe:
     accumulate: int = 1                 # batches a step
     frames: int = 0                     # of a clip; 0 = all frames of the dataset's clips
     temporal_convolution: bool = False
+    mapping_width: int = 0              # inner channels of HARIVO's mapping network, 0 = none
+    frame_tokens: int = 0               # HARIVO's tokens a frame, 0 = none
+    trs: float = 0.0                    # weight of the TRS loss, 0 = off; HARIVO: 0.05
+    trs_from: int = 500                 # draws before TRS begins: at first, equal frames would be its easiest answer
+    dc: float = 0.0                     # weight of the DC loss, 0 = off; HARIVO: 0.01
+    lora_rank: int = 0                  # train only a change of this rank on the temporal attentions, 0 = all weights
     beta_schedule: str = "auto"         # of the warm start, else FRESH_SCHEDULE; "keep" = the model's own
     warm_start_rate: float = 0.1        # factor on the learning rate of weights taken from a warm start
     caption_dropout: float = 0.1
@@ -37,6 +43,12 @@ class MotionRecipe:
             raise ValueError(f"A batch needs at least 1 clip; {self.batch_size} was given.")
         if not 0 <= self.caption_dropout <= 1:
             raise ValueError(f"caption_dropout is a fraction from 0 to 1; {self.caption_dropout} was given.")
+        if self.mapping_width % 8 or self.mapping_width < 0:
+            raise ValueError(f"mapping_width is 0 (no mapping network) or a multiple of 8, e.g. 128; "
+                             f"{self.mapping_width} was given.")
+        for name in ("frame_tokens", "trs", "dc", "lora_rank", "trs_from"):
+            if (value := getattr(self, name)) < 0:
+                raise ValueError(f"{name} is 0 (off) or positive; {value} was given.")
         if self.snr_limit < 0:
             raise ValueError(f"snr_limit is 0 (plain loss) or positive, e.g. 5; {self.snr_limit} was given.")
         self.settings()

@@ -25,7 +25,7 @@ def ready(name: str, object_info: dict) -> dict:
                 inputs["motion_file"] = MOTION
             case "EmptyLatentImage":
                 inputs |= {"width": 128, "height": 128}
-            case "KSampler":
+            case "KSampler" | "BasicScheduler":
                 inputs["steps"] = min(inputs["steps"], 6)
             case "FrozenClipDataset":
                 inputs["max_clips"] = 4

@@ -1,7 +1,6 @@
 """Training a motion module on tiny random models of the real topologies, in the host."""
 from __future__ import annotations
 
-import contextlib
 from types import SimpleNamespace
 
 import comfy.lora
@@ -12,70 +11,25 @@ import comfy.taesd.taesd
 import pytest
 import torch
 from PIL import Image
+from training_examples import RECIPE, Squares, WordClip, inputs, preview_vae, run, same, state
 
 from frozen_diffusion.modules.host.motion import LoadedMotion, apply_motion, hold_motion
 from frozen_diffusion.modules.host.private_unet import PrivateUNet, copy_unet, noise_levels
 from frozen_diffusion.modules.host.training import MotionTraining, build_module, checkpoint_path
 from frozen_diffusion.modules.motion.module import MotionConfig, fresh_motion_module
 from frozen_diffusion.modules.training.checkpoint import CheckpointError
-from frozen_diffusion.modules.training.clips import ClipSettings
-from frozen_diffusion.modules.training.encoded import Text
 from frozen_diffusion.modules.training.loop import NonFiniteError
 from frozen_diffusion.modules.training.motion import MotionRecipe
 from frozen_diffusion.modules.training.order import stream
-from testhost.models import CONTEXT, initialise, sample
+from testhost.models import sample
 
 DATASET = {"frames": 4, "fps": 8.0, "width": 64, "height": 64, "stride": 0.0, "max_clips": 0, "mirror": False,
            "keep_still": False, "seed": 0}
-RECIPE = MotionRecipe(steps=4, learning_rate=1e-3, batch_size=2, ema=0.5, checkpoint_every=2)
-
-
-class Squares:
-    """Three clips of four frames in which a white square moves over grey."""
-
-    settings = ClipSettings(frames=4, width=64, height=64)
-
-    def __len__(self):
-        return 3
-
-    def caption(self, index):
-        return f"square {index}"
-
-    def pixels(self, index):
-        pixels = torch.full((4, 3, 64, 64), 90, dtype=torch.uint8)
-        for frame in range(4):
-            pixels[frame, :, 16 * index:16 * index + 16, 12 * frame:12 * frame + 16] = 255
-        return pixels
-
-    def key(self, index):
-        return str(index)
-
-    def report(self):
-        return "3 clips of squares\nnothing else"
-
-
-class WordClip:
-    """Stands for a CLIP: every caption has random tokens of its own."""
-
-    def __init__(self, width=CONTEXT, pooled=1280):
-        self.width, self.pooled = width, pooled
-
-    def tokenize(self, text):
-        return text
-
-    def encode_from_tokens(self, text, return_pooled):
-        def draw(*shape):
-            return torch.randn(1, *shape, generator=stream("text", text))
-
-        return draw(77, self.width), draw(self.pooled)
 
 
 @pytest.fixture(scope="module")
 def vae():
-    """A real VAE of the host, of the class that draws previews: small and fast."""
-    vae = comfy.sd.VAE(sd=comfy.taesd.taesd.TAESD(latent_channels=4).state_dict())
-    initialise(vae.first_stage_model, seed=0)
-    return vae
+    return preview_vae()
 
 
 @pytest.fixture
@@ -86,40 +40,12 @@ def setup(tiny_sd15, vae, tmp_path):
     return make
 
 
-def run(training, stop_after=None):
-    """As a node does it: in inference mode. Returns the losses."""
-    with torch.inference_mode():
-        for _ in training.encode():
-            pass
-        with contextlib.closing(training.records()) as records:
-            losses = []
-            for record in records:
-                losses.append(record.loss)
-                if record.step == stop_after:
-                    break
-    return losses
-
-
 def checksum(model) -> int:
     """Of every weight of the MODEL as it lies in memory, and of the module tree around them."""
     names = [f"{name} {type(module).__name__}" for name, module in model.model.named_modules()]
     weights = [f"{name} {tensor.data_ptr()} {hash(tensor.cpu().numpy().tobytes())}"
                for name, tensor in model.model.state_dict().items()]
     return hash("".join(names + weights))
-
-
-def state(loaded: LoadedMotion):
-    return loaded.module.state_dict()
-
-
-def same(a, b) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-
-
-def inputs(batch=1, frames=4):
-    generator = stream("inputs")
-    x = torch.randn(batch, frames, 4, 8, 8, generator=generator)
-    return x, torch.full((batch,), 300), Text(torch.randn(batch, 77, CONTEXT, generator=generator), None)
 
 
 def test_the_copy_computes_what_the_model_computes(tiny_sd15):
@@ -161,7 +87,7 @@ def test_training_lowers_the_loss(setup):
         batches = [training.clips.batch(3, 4, 0.0, 7, draw) for draw in range(6)]
         return sum(loss(batch, stream("test", draw)).item() for draw, batch in enumerate(batches))
 
-    with training.average.applied(training.module):
+    with training.average.applied(training.trained):
         after = measure()
     with torch.no_grad():
         for layer in training.module.output_projections():

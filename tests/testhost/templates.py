@@ -164,9 +164,66 @@ def train_motion_module() -> Template:
                             "the image model is frozen.",))
 
 
+def mitigating(model: str, alpha: float) -> dict:
+    return node("FrozenMitigatingGradient", model=[model, 0], alpha=alpha, mode="fast", order=1, start_percent=0.0,
+                end_percent=1.0, frames_per_clip=0, locked_frames="")
+
+
+def mitigating_gradient() -> Template:
+    graph = video_graph("a large cat on the left of a green dotted background, bouncing", "alpha", model="mitigating")
+    graph["mitigating"] = mitigating("motion", 0.0)
+    graph["sheet"] = node("FrozenClipReport", frames=["decode", 0], fps=8.0, columns=16)
+    for alpha in (40.0, 150.0):
+        name = f"alpha {alpha:.0f}"
+        graph |= {
+            f"{name} guidance": mitigating("motion", alpha),
+            f"{name} sampler": {**graph["sampler"], "inputs": graph["sampler"]["inputs"] | {
+                "model": [f"{name} guidance", 0]}},
+            f"{name} decode": node("VAEDecode", samples=[f"{name} sampler", 0], vae=["world", 2]),
+            f"{name} report": node("FrozenClipReport", frames=[f"{name} decode", 0], fps=8.0, columns=16)}
+    return Template(graph, ("## One seed, three strengths of smoothing\nThe same prompt and noise with alpha 0, 40 and 150 of "
+                            "*Mitigating Gradient*; *Clip Report* shows what each does to flicker and motion. 40 is the paper's value; at 150 texture is plainly lost."
+                            + OWN_MODEL,))
+
+
+def animatediff_smooth() -> Template:
+    graph = animatediff_own_checkpoint().graph
+    del graph["sampler"]
+    graph |= {
+        "mitigating": mitigating("motion", 20.0),
+        "noise": node("FrozenClipNoise", noise_seed=7, kind="pyoco mixed", alpha=0.5, window=16, frames_per_clip=0),
+        "guider": node("CFGGuider", model=["mitigating", 0], positive=["positive", 0], negative=["negative", 0], cfg=7.5),
+        "choice": node("KSamplerSelect", sampler_name="euler"),
+        "freeinit": node("FrozenFreeInit", sampler=["choice", 0], iterations=1, filter="butterworth", spatial_cutoff=0.25,
+                         temporal_cutoff=0.25, frames_per_clip=0),
+        "sigmas": node("BasicScheduler", model=["mitigating", 0], scheduler="normal", steps=25, denoise=1.0),
+        "sampler": node("SamplerCustomAdvanced", noise=["noise", 0], guider=["guider", 0], sampler=["freeinit", 0],
+                        sigmas=["sigmas", 0], latent_image=["latent", 0])}
+    return Template(graph, ("## Steadier clips from an AnimateDiff file you own\nNo HARIVO weights are needed for these: "
+                            "*Mitigating Gradient* (alpha 20 suits 512 px), *Clip Noise* whose frames share a part (PYoCo; "
+                            "**alpha** 0.5 is careful), and *FreeInit Sampler* (set **iterations** to 3; it takes three "
+                            "times as long).",))
+
+
+def train_harivo() -> Template:
+    graph = train_motion_module().graph
+    graph["clips"]["inputs"] |= {"max_clips": 128}
+    graph["train"]["inputs"] |= {"steps": 150, "temporal_convolution": True, "mapping_width": 32, "frame_tokens": 4,
+                                 "trs": 0.05, "trs_from": 100, "dc": 0.01, "checkpoint": "harivo_example"}
+    graph["save"]["inputs"]["filename_prefix"] = "motion_modules/harivo_example"
+    return Template(graph, ("## Train HARIVO\nEverything of the motion training, plus the mapping network, frame tokens and the "
+                            "two smoothness losses; each is a switch of *Train Motion Module*.\n\n### Your own clips\nSet "
+                            "**source** to *folder*, exchange *Load Sprite World* for *Load Checkpoint*, set **mapping_width** "
+                            "to 128, **trs_from** to 500 and **beta_schedule** to *auto*, and start from an AnimateDiff file: "
+                            "connect *Load Motion Module* to **motion_module**. The file's layers then learn at a tenth of "
+                            "the rate of the new parts. **dc** needs at least 65 different videos.\n\nUse clips without "
+                            "watermarks. If yours have one: train a spatial LoRA on single frames first, so that it carries "
+                            "the watermark, merge it while training, and leave it out when you sample.",))
+
+
 TEMPLATES = {template.__name__: template for template in (
     text_to_image, text_to_video, text_to_video_style_lora, controlnet_frames, long_clip_context_windows,
-    animatediff_own_checkpoint, train_motion_module)}
+    animatediff_own_checkpoint, train_motion_module, mitigating_gradient, animatediff_smooth, train_harivo)}
 
 
 def write_all(folder: Path, object_info: Mapping) -> list[Path]:

@@ -31,6 +31,8 @@ class Source:
     def key(self, index):
         return f"key {index}"
 
+    video = key
+
 
 class Codec:
     vae_name, clip_name = "a vae", "a clip"

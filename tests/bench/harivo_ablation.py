@@ -1,0 +1,76 @@
+"""What each part of HARIVO buys on sprite world: flicker and motion at the same prompts and noise, row by row.
+
+Needs the rows' weights: `python -m frozen_diffusion.cli demo-train harivo-ablation` trains them, all on the same data,
+steps and seed. FROZEN_BENCH_PROMPTS sets the prompts of a seed (10), FROZEN_BENCH_SEEDS the seeds (3).
+"""
+from __future__ import annotations
+
+import os
+import random
+import statistics
+from pathlib import Path
+
+import torch
+from bench._sprite_world import CFG, JUDGE, accuracy, context, generate, load_world, prompts
+
+from frozen_diffusion.modules.demo.motion_oracle import read_clips
+from frozen_diffusion.modules.demo.renderer import FRAMES
+from frozen_diffusion.modules.demo.train_harivo import ROWS, ablation_file
+from frozen_diffusion.modules.demo.world import MOTIONS, Scene, caption, random_scene
+from frozen_diffusion.modules.host.boot import PACK
+from frozen_diffusion.modules.host.mitigating import mitigate_gradient
+from frozen_diffusion.modules.host.motion import apply_motion
+from frozen_diffusion.modules.host.motion_files import load_motion_file
+from frozen_diffusion.modules.motion.flicker import clip_figures
+from frozen_diffusion.modules.motion.mitigating_gradient import DEFAULT_ALPHA
+
+RUNS, STEPS, SEED = PACK / "runs", 20, 1100
+NO_GUIDANCE = "no_mg"                   # the full module without mitigating gradient
+KEYS = ("r", "d1", "span")
+
+
+def scenes_for(count: int) -> list[Scene]:
+    """Scenes of trained pairs that move, every motion in turn."""
+    rng, scenes, moving = random.Random(SEED), [], [motion for motion in MOTIONS if motion != "still"]
+    while len(scenes) < count:
+        scene = random_scene(rng, clip=True)
+        if scene.motion == moving[len(scenes) % len(moving)]:
+            scenes.append(scene)
+    return scenes
+
+
+def sampled_model(world, row: str):
+    """The MODEL of one row: full guidance but for `no_mg` and `baseline`. Raises FileNotFoundError."""
+    path = ablation_file(Path(RUNS), "full" if row == NO_GUIDANCE else row)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no {path}. Train the rows first: python -m frozen_diffusion.cli demo-train "
+                                "harivo-ablation")
+    model = apply_motion(world.model, load_motion_file(path)[0])
+    return model if row in (NO_GUIDANCE, "baseline") else mitigate_gradient(model, DEFAULT_ALPHA)
+
+
+def measure(world, row: str, scenes: list[Scene], seed: int) -> dict[str, float]:
+    """Means over the scenes of r, d1 and span, and the fraction whose motion the oracle recognises."""
+    model = sampled_model(world, row)
+    clips = torch.cat([generate(world, model, [caption(scene)], seed + number, STEPS, CFG, FRAMES)
+                       for number, scene in enumerate(scenes)])
+    figures = [clip_figures(clip) for clip in clips]
+    means = {key: statistics.fmean(getattr(figure, key) for figure in figures) for key in KEYS}
+    return means | {"motion": accuracy(scenes, read_clips(clips).scenes, "motion")}
+
+
+def run() -> dict:
+    """Figures of all rows (means over seeds), and those of full against baseline."""
+    world, scenes = load_world(), scenes_for(prompts(10))
+    seeds = [SEED + 1000 * number for number in range(int(os.environ.get("FROZEN_BENCH_SEEDS", 3)))]
+    rows = {row: [measure(world, row, scenes, seed) for seed in seeds] for row in (*ROWS, NO_GUIDANCE)}
+    figures, spread = {}, {}
+    for row, found in rows.items():
+        for key in (*KEYS, "motion"):
+            values = [seed[key] for seed in found]
+            figures[f"{row}_{key}"], spread[f"{row}_{key}"] = statistics.fmean(values), [min(values), max(values)]
+    figures |= {"r_over_baseline": figures["full_r"] / figures["baseline_r"],
+                "span_over_baseline": figures["full_span"] / figures["baseline_span"],
+                "motion_minus_baseline": figures["full_motion"] - figures["baseline_motion"]}
+    return {"figures": figures, "context": context(judge=JUDGE, seeds=seeds, prompts=len(scenes), steps=STEPS, cfg=CFG,
+                                                   alpha=DEFAULT_ALPHA, spread_over_seeds=spread)}

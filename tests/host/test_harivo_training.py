@@ -1,0 +1,135 @@
+"""Training HARIVO's parts and losses on tiny random models of the real topologies, in the host."""
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from motion_examples import TINY, random_motion
+from training_examples import RECIPE, Squares, WordClip, inputs, preview_vae, run, same, state
+
+from frozen_diffusion.modules.host.motion import hold_motion
+from frozen_diffusion.modules.host.private_unet import PrivateUNet
+from frozen_diffusion.modules.host.training import MotionTraining
+from frozen_diffusion.modules.motion import smoothness
+from frozen_diffusion.modules.motion.module import MotionConfig, fresh_motion_module
+from frozen_diffusion.modules.motion.smoothness import trs_loss
+from testhost.models import CONTEXT
+
+HARIVO = replace(RECIPE, steps=6, temporal_convolution=True, mapping_width=8, frame_tokens=2, trs=0.05, trs_from=2,
+                 dc=0.01, checkpoint_every=2)
+PARTS = MotionConfig("sd15", TINY.channels, temporal_convolution=True, mapping_width=8, frame_tokens=2,
+                     text_channels=CONTEXT)
+
+
+@pytest.fixture(scope="module")
+def vae():
+    return preview_vae()
+
+
+@pytest.fixture
+def setup(tiny_sd15, vae, tmp_path, monkeypatch):
+    monkeypatch.setattr(smoothness, "LEAST_NEGATIVES", 2)
+
+    def make(recipe=HARIVO, name="run", **more):
+        return MotionTraining(tiny_sd15(), vae, WordClip(), Squares(), recipe,
+                              checkpoint=tmp_path / f"{name}.safetensors", cache=tmp_path / "cache", **more)
+    return make
+
+
+def test_every_part_learns_and_comes_out(setup):
+    training = setup()
+    fresh = fresh_motion_module(training.config, RECIPE.seed).state_dict()
+    run(training)
+    result = training.result()
+    learned = state(result)
+    for start in ("harivo.map.", "harivo.tok.", "harivo.tconv.", "down_blocks."):
+        assert any(not torch.equal(learned[name].cpu(), fresh[name]) for name in fresh if name.startswith(start)), start
+    assert not any("head" in name for name in learned)
+    assert (result.config.mapping_width, result.config.frame_tokens, result.config.text_channels) == (8, 2, CONTEXT)
+
+
+def test_the_terms_are_reported(setup):
+    training, seen = setup(), []
+    with torch.inference_mode():
+        list(training.encode())
+        for record in training.records():
+            seen.append(set(record.extras))
+    assert "trs" not in seen[1] and {"denoising", "trs", "dc"} <= seen[-1]
+
+
+def test_a_cancelled_training_with_all_losses_goes_on_bit_for_bit(setup):
+    whole = setup(name="whole")
+    expected = run(whole)
+    before = run(setup(name="cut"), stop_after=3)
+    second = setup(name="cut")
+    after = run(second)
+    assert before + after == expected
+    assert same(state(second.result()), state(whole.result()))
+
+
+def test_fresh_parts_do_not_change_the_model(tiny_sd15):
+    """Mapping and layers exactly; the tokens only weigh the last word more (harivo.md 8.3)."""
+    model, (x, t, text) = tiny_sd15(), inputs()
+    plain, mapped = (PrivateUNet(model, fresh_motion_module(config), frames=4) for config in (
+        replace(PARTS, mapping_width=0, frame_tokens=0), replace(PARTS, frame_tokens=0)))
+    with torch.no_grad():
+        assert torch.equal(plain(x, t, text), mapped(x, t, text))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_trs_reaches_what_is_before_its_layers_and_nothing_after(tiny_sd15, checkpointing):
+    module = random_motion(PARTS).requires_grad_(True)
+    unet = PrivateUNet(tiny_sd15(), module, frames=4, gradient_checkpointing=checkpointing, watch=True)
+    x, t, text = inputs()
+    unet(x, t, text)
+    features = unet.features()
+    assert features.h.shape == (1, 4, 128) and len(features.attention) == 2
+    q, k = features.attention[0]
+    assert q.shape == k.shape == (1, 4, 8, 64, 4)
+    trs_loss(features.attention).backward()
+    touched = {name for name, parameter in module.named_parameters()
+               if parameter.grad is not None and parameter.grad.abs().sum() > 0}
+    assert any(name.startswith("harivo.map.") for name in touched)
+    assert any(name.startswith("down_blocks.0.") for name in touched)
+    last = "up_blocks.3.motion_modules.2."                      # follows the last watched self-attention
+    assert not any(name.startswith(last) for name in touched)
+    assert any(name.startswith("up_blocks.3.motion_modules.0.") for name in touched)
+
+
+def test_features_are_the_same_with_and_without_checkpointing(tiny_sd15):
+    model, module, gradients = tiny_sd15(), random_motion(PARTS).requires_grad_(True), []
+    for checkpointing in (False, True):
+        unet = PrivateUNet(model, module, frames=4, gradient_checkpointing=checkpointing, watch=True)
+        out = unet(*inputs())
+        loss = out.square().mean() + trs_loss(unet.features().attention) + unet.features().h.square().mean()
+        gradients.append(torch.autograd.grad(loss, list(module.parameters()), allow_unused=True))
+    for plain, recomputed in zip(*gradients, strict=True):
+        if plain is not None:
+            torch.testing.assert_close(recomputed, plain, atol=1e-5, rtol=1e-3)
+
+
+def test_warm_start_from_a_plain_module_adds_the_parts(setup):
+    plain = hold_motion(TINY, random_motion(TINY).state_dict(), "animatediff")
+    training = setup(warm=plain)
+    run(training, stop_after=1)
+    assert training.rate("motion.harivo.map.first.conv.weight") == 1.0
+    assert training.rate("motion.down_blocks.0.motion_modules.0.temporal_transformer.proj_in.weight") == 0.1
+    assert training.config.mapping_width == 8
+
+
+def test_lora_only_keeps_the_rest_of_the_temporal_layers(setup):
+    plain = hold_motion(TINY, random_motion(TINY).state_dict(), "animatediff")
+    training = setup(replace(RECIPE, steps=3, lora_rank=2), warm=plain)
+    run(training)
+    learned, given = state(training.result()), state(plain)
+    assert learned.keys() == given.keys()
+    changed = {name for name in given if not torch.equal(learned[name].cpu().float(), given[name].cpu().float())}
+    assert changed and all(".to_" in name and name.endswith("weight") for name in changed)
+
+
+def test_another_choice_of_parts_is_not_resumed(setup):
+    from frozen_diffusion.modules.training.checkpoint import CheckpointError
+    run(setup(name="same"), stop_after=1)
+    with pytest.raises(CheckpointError, match="TRS"):
+        run(setup(replace(HARIVO, trs=0.1), name="same"))

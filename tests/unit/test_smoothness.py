@@ -1,0 +1,178 @@
+"""HARIVO's losses, harivo.md 8.5 and 8.6."""
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from frozen_diffusion.modules.motion.module import MotionConfig, fresh_motion_module
+from frozen_diffusion.modules.motion.smoothness import (
+    LEAST_NEGATIVES,
+    Negatives,
+    ProjectionHead,
+    attention_distance,
+    dc_loss,
+    decoupled_contrast,
+    trs_loss,
+)
+from frozen_diffusion.modules.motion.temporal_lora import adapt_attentions, plain_state
+from frozen_diffusion.modules.motion.total_loss import (
+    CALIBRATE_FOR,
+    Features,
+    LossMemory,
+    TotalLoss,
+    fresh_head,
+)
+
+
+def randn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def plain_distance(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    maps = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)
+    return (maps[:, 1:] - maps[:, :-1]).square().sum(-1).mean()
+
+
+def test_trs_is_zero_for_equal_frames_and_two_for_disjoint_maps():
+    still = randn(2, 1, 3, 16, 8).expand(-1, 4, -1, -1, -1)
+    assert attention_distance(still, still).item() == 0
+    k = 50 * torch.eye(8).expand(1, 2, 1, 8, 8)
+    q = torch.stack([k[:, 0], k[:, 0].roll(1, dims=-2)], dim=1)         # row n looks at key n, then at key n - 1
+    assert attention_distance(q, k).item() == pytest.approx(2, abs=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 100])
+def test_trs_in_chunks_equals_the_plain_formula_with_its_gradient(rows):
+    q, k = randn(2, 3, 2, 12, 4).requires_grad_(), randn(2, 3, 2, 12, 4, seed=1).requires_grad_()
+    plain = torch.autograd.grad(plain_distance(q, k), (q, k))
+    loss = attention_distance(q, k, rows)
+    torch.testing.assert_close(loss, plain_distance(q, k))
+    for ours, theirs in zip(torch.autograd.grad(loss, (q, k)), plain, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_trs_weighs_each_layer_by_half():
+    q, k = randn(1, 3, 2, 12, 4), randn(1, 3, 2, 12, 4, seed=1)
+    torch.testing.assert_close(trs_loss([(q, k), (q, k)]), plain_distance(q, k))
+
+
+def unit(*shape: int, seed: int = 0) -> torch.Tensor:
+    return functional.normalize(randn(*shape, seed=seed), dim=-1)
+
+
+def test_dc_is_decoupled_from_infonce_by_softplus():
+    z1, z2, queue = unit(1, 6), unit(1, 6, seed=1), unit(20, 6, seed=2)
+    loss = dc_loss(z1, z2, queue)
+    logits = torch.cat([(z1 * z2).sum(1), (z1 @ queue.T)[0]]) / 0.1
+    infonce = functional.cross_entropy(logits[None], torch.tensor([0]))
+    torch.testing.assert_close(infonce, functional.softplus(loss))
+
+
+def test_dc_lies_within_its_bounds_and_order_of_the_queue_does_not_count():
+    for seed in range(20):
+        z1, z2, queue = unit(3, 4, seed=seed), unit(3, 4, seed=seed + 50), unit(17, 4, seed=seed + 99)
+        loss = dc_loss(z1, z2, queue).item()
+        assert -2 / 0.1 + math.log(17) <= loss <= 2 / 0.1 + math.log(17)
+        assert dc_loss(z1, z2, queue.flip(0)).item() == pytest.approx(loss, abs=1e-4)
+
+
+def test_dc_pulls_the_two_frames_together():
+    z1, z2, queue = unit(1, 6).requires_grad_(), unit(1, 6, seed=1), unit(20, 6, seed=2)
+    dc_loss(z1, z2, queue).backward()
+    moved = functional.normalize(z1.detach() - 0.01 * z1.grad, dim=1)
+    assert dc_loss(moved, z2, queue) < dc_loss(z1.detach(), z2, queue)
+
+
+def test_the_queue_forgets_what_is_oldest_and_holds_a_video_once():
+    queue, first, second = Negatives(5, length=3), randn(2, 5), randn(3, 5, seed=1)
+    queue.push([1, 2], first)
+    assert len(queue) == 2
+    queue.push([1, 3, 4], second)
+    assert queue.videos.tolist() == [2, 3, 4]
+    torch.testing.assert_close(queue.without(3), torch.stack([first[1], second[2]]), atol=2e-3, rtol=1e-3)
+    again = Negatives(5, length=3)
+    again.load_state_dict(queue.state_dict())
+    assert torch.equal(again.without(9), queue.without(9))
+
+
+def test_contrast_waits_for_its_queue_and_never_meets_its_own_video():
+    head, queue, seed = ProjectionHead(12), Negatives(12), torch.Generator().manual_seed(0)
+    h = randn(2, 6, 12)
+    for start in range(0, LEAST_NEGATIVES, 2):
+        assert decoupled_contrast(h, [start, start + 1], head, queue, seed) is None
+    loss = decoupled_contrast(h.requires_grad_(), [0, 999], head, queue, seed)
+    loss.backward()
+    assert h.grad.abs().sum() > 0 and len(queue) == LEAST_NEGATIVES + 1
+    assert queue.without(0).shape[0] == LEAST_NEGATIVES
+    assert head(h.detach()[:, 0]).norm(dim=1).tolist() == pytest.approx([1, 1])
+
+
+class Toy:
+    """Denoising, attention and bottleneck that all depend on one weight."""
+
+    def __init__(self, frames: int = 3):
+        self.weight = torch.nn.Parameter(torch.tensor([0.5, -0.3, 0.2]))
+        self.frames = frames
+
+    def denoise(self, batch, generator):
+        return (self.weight * torch.randn(3, generator=generator)).square().sum()
+
+    def features(self) -> Features:
+        q = randn(2, self.frames, 1, 4, 3) * self.weight
+        return Features(randn(2, self.frames, 3, seed=7) * self.weight, [(q, q)])
+
+
+class Videos:
+    def __init__(self, *videos: int):
+        self.videos = videos
+
+
+def test_auxiliaries_get_at_most_a_tenth_of_the_gradient_once_calibrated():
+    toy, memory = Toy(), LossMemory(3)
+    loss = TotalLoss(toy.denoise, toy.features, [toy.weight], memory, trs=5000.0, trs_from=100, dc=5000.0,
+                     head=fresh_head(3, 0))
+    reports = []
+    for draw in range(251):
+        total, report = loss(Videos(2 * draw, 2 * draw + 1), torch.Generator().manual_seed(draw))
+        reports.append(report)
+    assert "trs" not in reports[99] and "trs" in reports[100]
+    assert "dc" not in reports[31] and "dc" in reports[32]              # 64 entries after 32 draws of two
+    assert int(memory.trs_count) == int(memory.dc_count) == CALIBRATE_FOR
+    for term in ("trs", "dc"):
+        norms = getattr(memory, f"{term}_norms")
+        assert norms[1] > norms[0]                                      # without a factor it would lead
+        shares = [report[f"{term} share"] for report in reports[200:210]]
+        assert reports[250][f"{term} share"] < 0.5 and min(shares) > 0
+    expected = toy.denoise(None, torch.Generator().manual_seed(250)).item()
+    assert reports[250]["denoising"] == pytest.approx(expected) and total.requires_grad
+
+
+def test_without_weights_the_total_is_the_denoising_loss():
+    toy, memory = Toy(), LossMemory(3)
+    loss = TotalLoss(toy.denoise, toy.features, [toy.weight], memory, trs=0.0, trs_from=0, dc=0.0, head=None)
+    total, _ = loss(Videos(0, 1), torch.Generator().manual_seed(3))
+    assert torch.equal(total, toy.denoise(None, torch.Generator().manual_seed(3)))
+
+
+def test_temporal_lora_changes_attentions_only_and_merges():
+    config = MotionConfig("sd15", (32, 32, 32, 32), max_frames=8, temporal_convolution=True, mapping_width=16)
+    module, plain = (fresh_motion_module(config, 1) for _ in range(2))
+    adapt_attentions(module, 2)
+    trained = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    assert all(".parametrizations.weight.0." in name or name.startswith("harivo.") for name in trained)
+    assert len([name for name in trained if name.endswith(".up")]) == 21 * 8
+    before = plain_state(module)
+    assert all(torch.equal(before[name], value) for name, value in plain.state_dict().items())
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if name.endswith(".up"):
+                parameter.normal_()
+    x = randn(8, 32, 2, 2)
+    layer = module.layers("down")[0].transformer
+    torch.nn.init.eye_(layer.proj_out.weight)
+    merged = fresh_motion_module(config, 2)
+    merged.load_state_dict(plain_state(module))
+    torch.testing.assert_close(merged.layers("down")[0].transformer(x, 4), layer(x, 4))
