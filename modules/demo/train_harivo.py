@@ -34,6 +34,5 @@ def train_harivo_ablation(runs: Path) -> Path:
     for row in ROWS:
         path = ablation_file(runs, row)
         if not path.is_file():
-            print(f"--- {row}", flush=True)
             run_training((*arguments(row), *ABLATION_STEPS, "--cache", str(runs / "sprite_motion_clips")), path)
     return path

@@ -1,9 +1,12 @@
 """The server's page in a real browser: Debian's chromium, driven by playwright."""
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from frozen_diffusion.modules.host.boot import PACK
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 READY = "() => window.app && window.app.graph && document.querySelector('#graph-canvas')"
@@ -25,9 +28,15 @@ class Page:
         self.tab.wait_for_selector("[data-testid=queue-button]", timeout=60_000)
 
     def open_template(self, pack: str, name: str) -> None:
-        """Open one of the pack's templates as a link does."""
+        """Open one of the pack's templates as a link does.
+
+        The page first shows the workflow that was open before, so wait for the nodes of this one.
+        """
+        workflow = json.loads((PACK / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
         self.open(f"?template={name}&source={pack}")
-        self.tab.wait_for_function("() => window.app.graph.nodes.length > 0", timeout=30_000)
+        self.tab.wait_for_function(
+            "nodes => window.app.graph.nodes.map(n => `${n.id} ${n.type}`).sort().join() === nodes",
+            arg=",".join(sorted(f"{node['id']} {node['type']}" for node in workflow["nodes"])), timeout=30_000)
 
     def load(self, workflow: dict) -> None:
         """Open a workflow given as an object, as dropping its file on the page does."""
