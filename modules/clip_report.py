@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .frame_sheet import GAP, frame_sheet
+from .frame_sheet import GAP, frame_sheet, to_image
 from .motion.flicker import ClipFigures
 
 WIDEST, HEIGHT, MARGIN = 1600, 240, 44      # pixels of the plot
@@ -62,8 +62,3 @@ def draw_plot(figures: ClipFigures, width: int) -> Image.Image:
     pen.text((left, 10), f"mean |difference| of frame f and f + 1, 0..255      r {figures.r:.2f}   d1 {figures.d1:.2f}"
                          f"   span {figures.span:.2f}", fill=INK, font=font)
     return plot
-
-
-def to_image(picture: Tensor) -> Image.Image:
-    """[H, W, 3] in 0..1 as a picture."""
-    return Image.fromarray((picture.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy())

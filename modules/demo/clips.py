@@ -4,11 +4,11 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ..training.clips import ClipSettings
 from ..training.order import seed_for, stream
+from .pool import as_bytes
 from .renderer import render
 from .world import Scene, caption, random_scene
 
@@ -35,7 +35,7 @@ class SpriteClips:
         """[F, 3, 128, 128] uint8."""
         _, scene = self._scene(index)
         frames = render([scene], stream("sprite clip", self.seed, index), self.settings.frames)[0][0]
-        return (frames * 255).round().to(torch.uint8)
+        return as_bytes(frames)
 
     def key(self, index: int) -> str:
         return f"sprite world|{self.seed}|{index}|{self.settings.frames}"

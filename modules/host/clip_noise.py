@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..motion.noise import clip_noise, freeinit_mix, low_pass
 from ..training.order import stream
+from .batch_of_clips import clips_of, rows_of
 
 
 @dataclass(frozen=True)
@@ -25,25 +26,10 @@ class ClipNoise:
         """Noise of the latent's shape. Kind "iid" is the host's own noise of that seed. Raises ValueError."""
         samples = input_latent["samples"]
         own = comfy.sample.prepare_noise(samples, self.seed, input_latent.get("batch_index"))
-        clips = split(own, self.frames_per_clip)
+        clips = clips_of(own, self.frames_per_clip)
         more = stream("clip noise", self.seed)
-        return join([clip_noise(clip, self.kind, more, self.alpha, self.window) for clip in clips], own)
-
-
-def split(x: Tensor, frames_per_clip: int) -> list[Tensor]:
-    """[(b f), C, H, W] -> b clips [f, C, H, W]; latents of video models [b, C, f, H, W] likewise. Raises ValueError."""
-    if x.ndim == 5:
-        return list(x.transpose(1, 2))
-    frames = frames_per_clip or len(x)
-    if len(x) % frames:
-        raise ValueError(f"The latent has {len(x)} frames and frames_per_clip is {frames}: {len(x)} is not a multiple "
-                         f"of {frames}. Change the batch size, or set frames_per_clip to 0 for one clip.")
-    return list(x.split(frames))
-
-
-def join(clips: list[Tensor], like: Tensor) -> Tensor:
-    """The inverse of `split`."""
-    return torch.stack(clips).transpose(1, 2) if like.ndim == 5 else torch.cat(clips)
+        changed = [clip_noise(clip, self.kind, more, self.alpha, self.window) for clip in clips]
+        return rows_of(torch.stack(changed), own)
 
 
 class FreeInit(comfy.samplers.Sampler):
@@ -76,6 +62,6 @@ class FreeInit(comfy.samplers.Sampler):
     def mix(self, noisy: Tensor, fresh: Tensor) -> Tensor:
         """Clip by clip: low frequencies of `noisy`, high ones of `fresh`."""
         parts = []
-        for low, high in zip(split(noisy, self.frames_per_clip), split(fresh, self.frames_per_clip), strict=True):
+        for low, high in zip(*(clips_of(x, self.frames_per_clip) for x in (noisy, fresh)), strict=True):
             parts.append(freeinit_mix(low, high, low_pass(low.shape, *self.filter).to(low.device)))
-        return join(parts, noisy)
+        return rows_of(torch.stack(parts), noisy)

@@ -10,7 +10,9 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..motion.mitigating_gradient import REFERENCE, energy, is_limited, mitigate, step_size
+from .batch_of_clips import clips_of, rows_of
 from .control import parse_frames
+from .motion import check_percents
 from .private_unet import attend
 
 KEY = "frozen_mitigating_gradient"
@@ -32,9 +34,7 @@ def mitigate_gradient(model, alpha: float, mode: str = FAST, order: int = 1, sta
 
     Raises ValueError for settings that do not belong together.
     """
-    if start_percent > end_percent:
-        raise ValueError(f"start_percent is {start_percent} and end_percent {end_percent}; the start must not come "
-                         "after the end.")
+    check_percents(start_percent, end_percent)
     model = model.clone()
     if alpha == 0:
         return model
@@ -65,8 +65,8 @@ class Mitigation:
         if sigma is None:
             return denoised
         clips = self.clips(denoised)
-        return self.rows(mitigate(clips, step_size(self.alpha, sigma, self.order), self.order, self.locked(clips)),
-                         denoised)
+        smooth = mitigate(clips, step_size(self.alpha, sigma, self.order), self.order, self.locked(clips))
+        return rows_of(smooth, denoised)
 
     def around_guidance(self, executor, x: Tensor, timestep: Tensor, model_options: dict | None = None, seed=None):
         """PREDICT_NOISE: `exact` mode, x0' = x0 - alpha sigma^2 J^T grad E through the guided U-Net. x [(b f), ...]"""
@@ -94,7 +94,7 @@ class Mitigation:
         moved = clips - self.alpha * sigma ** 2 * self.clips(slope.to(denoised))
         if (locked := self.locked(clips)) is not None:
             moved = torch.where(locked.view(1, -1, *[1] * (clips.ndim - 2)), clips, moved)
-        return self.rows(moved, denoised)
+        return rows_of(moved, denoised)
 
     def active_sigma(self, sigmas: Tensor, sampling) -> float | None:
         """The noise level as standard deviation over signal, None outside of the node's part of the sampling."""
@@ -106,18 +106,8 @@ class Mitigation:
         return sigma / max(1e-6, 1 - sigma) if flow else sigma
 
     def clips(self, x: Tensor) -> Tensor:
-        """[(b f), C, H, W] -> [b, f, C, H, W]; latents of video models [b, C, f, H, W] likewise. Raises ValueError."""
-        if x.ndim == 5:
-            return x.transpose(1, 2)
-        frames = self.frames_per_clip or len(x)
-        if len(x) % frames:
-            raise ValueError(f"The batch has {len(x)} frames and frames_per_clip is {frames}: {len(x)} is not a "
-                             f"multiple of {frames}. Change the batch size, or set frames_per_clip to 0 for one clip.")
-        return x.unflatten(0, (-1, frames))
-
-    def rows(self, clips: Tensor, like: Tensor) -> Tensor:
-        """The inverse of `clips`."""
-        return clips.transpose(1, 2) if like.ndim == 5 else clips.flatten(0, 1)
+        """[(b f), C, H, W] -> [b, f, C, H, W]. Raises ValueError."""
+        return clips_of(x, self.frames_per_clip)
 
     def locked(self, clips: Tensor) -> Tensor | None:
         """[F] bool of the frames that keep their values. Raises ValueError for frames that are not there."""

@@ -94,9 +94,7 @@ def apply_motion(model, loaded: LoadedMotion, strength: float = 1.0, frames_per_
     if model.get_injections(KEY) is not None:
         raise ValueError("This MODEL already has a motion module. Two at once are not supported; connect the "
                          "MODEL from before the first Apply Motion Module node.")
-    if start_percent > end_percent:
-        raise ValueError(f"start_percent is {start_percent} and end_percent {end_percent}; the start must "
-                         "not come after the end.")
+    check_percents(start_percent, end_percent)
     model = model.clone()
     if strength == 0:
         return model
@@ -111,6 +109,12 @@ def apply_motion(model, loaded: LoadedMotion, strength: float = 1.0, frames_per_
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, sampling.around_unet)
     set_schedule(model, loaded.config.beta_schedule if beta_schedule == AUTO else beta_schedule)
     return model
+
+
+def check_percents(start: float, end: float) -> None:
+    """Raises ValueError unless start_percent and end_percent name a part of the sampling."""
+    if start > end:
+        raise ValueError(f"start_percent is {start} and end_percent {end}; the start must not come after the end.")
 
 
 def check_family(model, loaded: LoadedMotion) -> None:

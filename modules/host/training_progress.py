@@ -6,12 +6,11 @@ import sys
 import time
 from collections.abc import Iterator
 
-import numpy as np
 from comfy.utils import ProgressBar
 from PIL import Image
 from torch import Tensor
 
-from ..frame_sheet import frame_sheet
+from ..frame_sheet import frame_sheet, to_image
 from ..training.loop import StepRecord
 from .training import MotionTraining
 
@@ -52,8 +51,7 @@ def spoken(records: Iterator[StepRecord], steps: int) -> Iterator[tuple[StepReco
 
 def preview(frames: Tensor) -> tuple[str, Image.Image, int]:
     """A clip [F, H, W, 3] as the host's progress bar takes pictures."""
-    pixels = (frame_sheet(frames, SHEET_COLUMNS)[0] * 255).round().numpy().astype(np.uint8)
-    return "JPEG", Image.fromarray(pixels), PREVIEW_SIDE
+    return "JPEG", to_image(frame_sheet(frames, SHEET_COLUMNS)[0]), PREVIEW_SIDE
 
 
 def say(text: str, node_id: str | None) -> None:

@@ -7,8 +7,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from PIL import Image
 
+from frozen_diffusion.modules.frame_sheet import to_image
 from frozen_diffusion.modules.host.boot import PACK, boot_comfyui
 
 DOCS = PACK / "nodes" / "web" / "docs"
@@ -25,7 +25,7 @@ COLUMNS, FPS = 6, 8
 def write_moving(clips: torch.Tensor, path: Path) -> None:
     """Clips [N, F, 3, H, W] in 0..1 side by side as an endless animated WebP."""
     rows = clips.unflatten(0, (-1, COLUMNS)).permute(2, 0, 4, 1, 5, 3).flatten(1, 2).flatten(2, 3)      # [F, H, W, 3]
-    frames = [Image.fromarray(row.numpy()) for row in (rows.clamp(0, 1) * 255).round().to(torch.uint8)]
+    frames = [to_image(row) for row in rows]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=1000 // FPS, loop=0, quality=80, method=6)
 
 
