@@ -61,7 +61,6 @@ class FreeInit(comfy.samplers.Sampler):
 
     def mix(self, noisy: Tensor, fresh: Tensor) -> Tensor:
         """Clip by clip: low frequencies of `noisy`, high ones of `fresh`."""
-        parts = []
-        for low, high in zip(*(clips_of(x, self.frames_per_clip) for x in (noisy, fresh)), strict=True):
-            parts.append(freeinit_mix(low, high, low_pass(low.shape, *self.filter).to(low.device)))
-        return rows_of(torch.stack(parts), noisy)
+        low, high = (clips_of(x, self.frames_per_clip) for x in (noisy, fresh))
+        response = low_pass(low.shape[1:], *self.filter).to(low.device)
+        return rows_of(torch.stack([freeinit_mix(*clip, response) for clip in zip(low, high, strict=True)]), noisy)

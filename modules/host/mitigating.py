@@ -9,7 +9,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..motion.mitigating_gradient import REFERENCE, energy, is_limited, mitigate, step_size
+from ..motion.mitigating_gradient import REFERENCE, energy, is_limited, keep_locked, mitigate, step_size
 from .batch_of_clips import clips_of, rows_of
 from .control import parse_frames
 from .motion import check_percents
@@ -92,9 +92,7 @@ class Mitigation:
                              "without a derivative. Use mode fast, or take that node away.")
         clips = self.clips(denoised)
         moved = clips - self.alpha * sigma ** 2 * self.clips(slope.to(denoised))
-        if (locked := self.locked(clips)) is not None:
-            moved = torch.where(locked.view(1, -1, *[1] * (clips.ndim - 2)), clips, moved)
-        return rows_of(moved, denoised)
+        return rows_of(keep_locked(clips, moved, self.locked(clips)), denoised)
 
     def active_sigma(self, sigmas: Tensor, sampling) -> float | None:
         """The noise level as standard deviation over signal, None outside of the node's part of the sampling."""

@@ -220,8 +220,9 @@ class MotionSampling:
 
     def maps(self, transformer_options: Mapping) -> bool:
         """Whether the mapping network acts at this step."""
-        first = transformer_options["sigmas"][0] >= transformer_options["sample_sigmas"][0]
-        return self.mapping == EVERY_STEP or self.mapping == FIRST_STEP and bool(first)
+        if self.mapping == FIRST_STEP:
+            return bool(transformer_options["sigmas"][0] >= transformer_options["sample_sigmas"][0])
+        return self.mapping == EVERY_STEP
 
 
 def moments(frames: int, fps: float, transformer_options: Mapping) -> Tensor:

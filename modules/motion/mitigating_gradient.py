@@ -64,5 +64,9 @@ def mitigate(x0: Tensor, k: float, order: int = 1, locked: Tensor | None = None)
     """
     if k == 0:
         return x0
-    out = x0 - (k * smoothing_gradient(x0.float(), order)).to(x0.dtype)
-    return out if locked is None else torch.where(locked.view(1, -1, *[1] * (x0.ndim - 2)), x0, out)
+    return keep_locked(x0, x0 - (k * smoothing_gradient(x0.float(), order)).to(x0.dtype), locked)
+
+
+def keep_locked(before: Tensor, after: Tensor, locked: Tensor | None) -> Tensor:
+    """`after` [B, F, ...] but for the locked [F] frames, which are those of `before`."""
+    return after if locked is None else torch.where(locked.view(1, -1, *[1] * (after.ndim - 2)), before, after)
