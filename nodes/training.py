@@ -153,6 +153,9 @@ class FrozenTrainMotionModule(io.ComfyNode):
                                        "0: off. It begins when 64 clips have been seen."),
                 io.Int.Input("lora_rank", default=recipe.lora_rank, min=0, max=256, optional=True,
                              tooltip="Train only a change of this rank on the temporal attentions. 0: all weights."),
+                io.Float.Input("noise_shift", default=recipe.noise_shift, min=0.1, max=20.0, step=0.1, optional=True,
+                               tooltip="1: all noise levels are drawn alike (AnimateDiff). 3: high noise, where motion "
+                                       "is decided, is drawn more often."),
             ],
             outputs=[
                 MotionModule.Output(display_name="motion_module",

@@ -117,7 +117,7 @@ class MotionTraining:
             store.path.replace(store.path.with_suffix(".previous.safetensors"))
         self.losses = store.losses() if store else []
         loss = denoising_loss(self.predict, self.levels, self.predict.latents_in, self.predict.device,
-                              recipe.snr_limit)
+                              recipe.snr_limit, recipe.noise_shift)
         memory = None
         if recipe.trs or recipe.dc:
             with torch.inference_mode(False):
@@ -148,7 +148,7 @@ class MotionTraining:
         recipe, start = self.recipe, self.warm.source if self.warm else "scratch"
         return {"clips": self.clips.name, "frames": str(self.frames), "batch size": str(recipe.batch_size),
                 "beta schedule": self.config.beta_schedule, "caption dropout": str(recipe.caption_dropout),
-                "SNR limit": str(recipe.snr_limit),
+                "SNR limit": str(recipe.snr_limit), "noise shift": str(recipe.noise_shift),
                 "start": start, "rate of the warm start": str(recipe.warm_start_rate),
                 "temporal convolution": str(self.config.temporal_convolution),
                 "mapping network": str(self.config.mapping_width), "frame tokens": str(self.config.frame_tokens),

@@ -62,17 +62,29 @@ def snr_weight(snr: Tensor, limit: float, prediction: Literal["eps", "v"]) -> Te
     return (snr + 1).clamp(max=limit) / (snr if prediction == "eps" else snr + 1)
 
 
+def shifted(t: Tensor, count: int, shift: float) -> Tensor:
+    """Times of `count` levels moved towards high noise: u -> s u / (1 + (s - 1) u) with u in 0..1; 1 changes nothing.
+
+    The timestep shift of Stable Diffusion 3 (Esser et al. 2024, arXiv 2403.03206, equation 23).
+    """
+    u = (t.double() + 0.5) / count
+    return (count * shift * u / (1 + (shift - 1) * u)).long()
+
+
 def denoising_loss(predict: Predictor, levels: NoiseLevels, factor: Callable[[Tensor], Tensor],
-                   device: torch.device, snr_limit: float = 0.0) -> Callable[[ClipBatch, torch.Generator], Tensor]:
+                   device: torch.device, snr_limit: float = 0.0, noise_shift: float = 1.0
+                   ) -> Callable[[ClipBatch, torch.Generator], Tensor]:
     """The loss of AnimateDiff's training: mean squared error of the prediction, one t a clip (harivo.md 3).
 
     Args:
         factor: from the VAE's latents to those of the model, e.g. times 0.18215.
         snr_limit: limit of `snr_weight`; 0 weighs all noise levels alike, as AnimateDiff does.
+        noise_shift: of the drawn t, see `shifted`; 1 draws all noise levels alike, as AnimateDiff does.
     """
     def loss(batch: ClipBatch, generator: torch.Generator) -> Tensor:
         x0 = factor(batch.latents.to(device))
-        t = torch.randint(len(levels.abar), (len(x0),), generator=generator).to(device)
+        t = torch.randint(len(levels.abar), (len(x0),), generator=generator)
+        t = shifted(t, len(levels.abar), noise_shift).to(device)
         eps = torch.randn(x0.shape, generator=generator).to(device)
         predicted = predict(levels.add_noise(x0, eps, t), t, batch.text)
         error = (predicted.float() - levels.target(x0, eps, t)).square().flatten(1).mean(1)

@@ -28,6 +28,7 @@ class MotionRecipe:
     warm_start_rate: float = 0.1        # factor on the learning rate of weights taken from a warm start
     caption_dropout: float = 0.1
     snr_limit: float = 0.0              # limit of the loss's SNR weights; 0 = AnimateDiff's plain loss
+    noise_shift: float = 1.0            # of the drawn noise levels towards high noise; 1 = all alike, as AnimateDiff
     ema: float = 0.999
     precision: str = "fp32"
     gradient_checkpointing: bool = True
@@ -51,6 +52,8 @@ class MotionRecipe:
                 raise ValueError(f"{name} is 0 (off) or positive; {value} was given.")
         if self.snr_limit < 0:
             raise ValueError(f"snr_limit is 0 (plain loss) or positive, e.g. 5; {self.snr_limit} was given.")
+        if not 0.1 <= self.noise_shift <= 20:
+            raise ValueError(f"noise_shift is from 0.1 to 20 (1 = all levels alike); {self.noise_shift} was given.")
         self.settings()
 
     def settings(self) -> TrainSettings:

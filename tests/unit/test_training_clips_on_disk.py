@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from frozen_diffusion.modules.training.clips import ClipSettings
-from frozen_diffusion.modules.training.denoising import NoiseLevels, ddim, denoising_loss, snr_weight
+from frozen_diffusion.modules.training.denoising import NoiseLevels, ddim, denoising_loss, shifted, snr_weight
 from frozen_diffusion.modules.training.encoded import EncodedClips, Text, stack_texts
 from frozen_diffusion.modules.training.order import stream
 
@@ -142,6 +142,15 @@ def test_loss_is_zero_for_the_truth_and_one_for_nothing(tmp_path, prediction):
     assert loss(truth) < 1e-6 and loss(truth, 5.0) < 1e-3
     if prediction == "eps":
         assert loss(lambda x, t, text: torch.zeros_like(x)) == pytest.approx(1, abs=0.1)
+
+
+def test_noise_shift_draws_high_noise_more_often():
+    """Shift 1 changes nothing; shift 3 puts half of the draws above three quarters, and stays in range and order."""
+    t = torch.arange(1000)
+    assert torch.equal(shifted(t, 1000, 1.0), t)
+    high = shifted(t, 1000, 3.0)
+    assert (high.diff() >= 0).all() and high[0] >= 0 and high[-1] == 999
+    assert (high >= 750).float().mean().item() == pytest.approx(0.5, abs=0.002)
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
