@@ -1,20 +1,18 @@
 """Reading every kind of motion file into one form, and writing our own."""
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ..file_mistakes import check_file, read_header
+from ..whole_file import write_whole
 from . import detect, keys
-from .mistakes import MotionFileError, check_file, name_other, read_header
+from .mistakes import MotionFileError, name_other
 from .module import MotionConfig, MotionModule
 
 FORMAT, VERSION = "frozen-diffusion motion", "1"
@@ -47,7 +45,7 @@ def read_motion_file(path: str | Path, load: Load
     Raises MotionFileError that says what the file is instead, or what is wrong with it.
     """
     path = Path(path)
-    check_file(path)
+    check_file(path, MotionFileError)
     try:
         state, metadata = load(str(path))
     except UnpicklingError as error:
@@ -110,18 +108,4 @@ def write_motion_file(path: str | Path, module: MotionModule, about: Mapping[str
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     told = {key: str(value) for key, value in (about or {}).items()}
     metadata = {**told, **detect.to_metadata(module.config), "format": FORMAT, "format_version": VERSION}
-    size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, draft = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    try:
-        save_file(state, draft, metadata=metadata)
-        os.chmod(draft, 0o644)      # mkstemp makes it readable by its owner only
-        os.replace(draft, path)
-    except (OSError, SafetensorError) as error:
-        free = shutil.disk_usage(path.parent).free
-        raise OSError(f"The motion module could not be written to {path} ({error}). It needs "
-                      f"{size / 2**20:.1f} MiB and {free / 2**20:.1f} MiB are free. Free some space or "
-                      "choose another folder.") from error
-    finally:
-        Path(draft).unlink(missing_ok=True)
+    write_whole(path, state, metadata, "The motion module")
