@@ -1,0 +1,113 @@
+"""A latent basis: directions in x, their images in h-space, and the file that keeps them."""
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..file_mistakes import check_file, read_header
+from .triplets import Triplets, canonical
+
+FORMAT, VERSION = "frozen-diffusion latent basis", "1"
+NEAR = 0.02             # relative gap below which two singular values share a plane of directions
+TENSORS = ("V", "U", "s", "residuals")
+
+
+class BasisFileError(ValueError):
+    """A file is not a usable latent basis; the message says what it is and what to do."""
+
+
+@dataclass(frozen=True)
+class LatentBasis:
+    """The tangent space of one latent at one noise level: J v_i = s_i u_i.
+
+    Attributes:
+        V: [k, C, H, W] float32, unit directions in x_t of the variance-preserving scale (what the U-Net sees).
+        U: [k, ...] float32, unit directions in h, [k, C', H', W'] if h is not pooled.
+        s: [k] float32, descending.
+        residuals: [k] float32, || J^T u_i - s_i v_i ||.
+        t: timestep, 0..999 for Stable Diffusion; sigma: the noise level in the host's scale.
+        about: model, prompt, size, solver, products and the like, in words.
+    """
+    V: Tensor
+    U: Tensor
+    s: Tensor
+    residuals: Tensor
+    t: float
+    sigma: float
+    about: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self):
+        k = len(self.V)
+        if k == 0 or self.V.ndim != 4 or self.U.ndim < 2 or {len(self.U), len(self.s), len(self.residuals)} != {k}:
+            shapes = ", ".join(f"{name} {list(getattr(self, name).shape)}" for name in TENSORS)
+            raise ValueError(f"A latent basis has V [k, C, H, W], U [k, ...], s [k] and residuals [k] with one k of at "
+                             f"least 1; {shapes} were given.")
+
+    @property
+    def gaps(self) -> Tensor:
+        """[k - 1] relative gaps (s_i - s_(i+1)) / s_i."""
+        return (self.s[:-1] - self.s[1:]) / self.s[:-1]
+
+    @property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """The indices 0..k-1 in runs of near-equal s. Within a run only the span means something: the single
+        directions are an arbitrary rotation of one another."""
+        runs = [[0]]
+        for index, gap in enumerate(self.gaps.tolist(), 1):
+            if gap < NEAR:
+                runs[-1].append(index)
+            else:
+                runs.append([index])
+        return tuple(tuple(run) for run in runs)
+
+
+def latent_basis(found: Triplets, t: float, sigma: float, about: Mapping[str, str] | None = None) -> LatentBasis:
+    """The basis of what a solver found, in float32 on the CPU: unit U and canonical signs whatever the solver gave."""
+    V, U, s, residuals = (tensor.float().cpu() for tensor in (found.V, found.U, found.s, found.residuals))
+    v, u = V.flatten(1), U.flatten(1)
+    v, u = canonical(v / v.norm(dim=1, keepdim=True), u / u.norm(dim=1, keepdim=True))
+    told = {key: str(value) for key, value in (about or {}).items()}
+    return LatentBasis(v.view(V.shape), u.view(U.shape), s, residuals, float(t), float(sigma), told)
+
+
+def basis_tensors(basis: LatentBasis) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors, metadata) as a file holds them."""
+    tensors = {name: getattr(basis, name).detach().float().cpu().contiguous() for name in TENSORS}
+    return tensors, {"format": FORMAT, "format_version": VERSION, "t": repr(float(basis.t)),
+                     "sigma": repr(float(basis.sigma)), "scale": "variance preserving",
+                     "about": json.dumps(dict(basis.about))}
+
+
+def read_basis(path: str | Path) -> LatentBasis:
+    """Read a file of `basis_tensors`.
+
+    Raises FileNotFoundError, or BasisFileError (a ValueError) that says what the file is instead or what is wrong.
+    """
+    path = Path(path)
+    check_file(path, BasisFileError)
+    metadata = read_header(path).get("__metadata__") or {}
+    if metadata.get("format") != FORMAT:
+        raise BasisFileError(f"{path.name} is a safetensors file, but no latent basis: its format is "
+                             f"{metadata.get('format', 'not named')!r}. Choose a file that Save Basis wrote.")
+    if metadata.get("format_version") != VERSION:
+        raise BasisFileError(f"{path.name} is of version {metadata.get('format_version')} and this pack reads version "
+                             f"{VERSION}. Update the pack.")
+    try:
+        tensors = load_file(path)
+        about = json.loads(metadata["about"])
+        basis = LatentBasis(*(tensors[name].float() for name in TENSORS), float(metadata["t"]),
+                            float(metadata["sigma"]), about)
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise BasisFileError(f"{path.name} is a damaged latent basis ({error}). Compute it "
+                             "again.") from error
+    broken = [name for name in TENSORS if not bool(tensors[name].isfinite().all())]
+    if broken:
+        raise BasisFileError(f"{path.name}: {', '.join(broken)} not finite (NaN or infinity). Make the latent basis "
+                             "again.")
+    return basis

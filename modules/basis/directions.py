@@ -1,0 +1,53 @@
+"""Directions as bases of their own: one that was carried to another latent, one between prompts, those of many latents.
+
+Their signs mean something, so unlike those of a solver they are kept as they are.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .basis import LatentBasis
+from .global_basis import global_basis
+from .transport import Carried, transport
+
+
+def one_direction(v: Tensor, u: Tensor, t: float, sigma: float, about: Mapping[str, str]) -> LatentBasis:
+    """A basis of one unit direction v [C, H, W] with its image u [C', H', W'] in h."""
+    return LatentBasis(v.float().cpu()[None], u.float().cpu()[None], torch.ones(1), torch.zeros(1), t, sigma, about)
+
+
+def carry(source: LatentBasis, direction: int, target: LatentBasis) -> tuple[LatentBasis, Carried]:
+    """Direction number `direction` of `source` at the target's latent, and how much of it is there.
+
+    Raises ValueError for a direction that is not there, shapes that differ, or when nothing is left.
+    """
+    if not 0 <= direction < len(source.U):
+        raise ValueError(f"direction is {direction}; the basis has directions 0 to {len(source.U) - 1}.")
+    found = transport(source.U[direction], target)
+    u = (target.V.flatten(1) @ found.v.flatten()) @ target.U.flatten(1)         # v_i and u_i are identified
+    about = {**target.about, "solver": "transport", "coverage": f"{found.coverage:.3f}"}
+    return one_direction(found.v, u.view(target.U.shape[1:]), target.t, target.sigma, about), found
+
+
+def mean_basis(bases: Sequence[LatentBasis]) -> LatentBasis:
+    """The global basis of many latents: U is the Fréchet mean, V the mean of what each latent makes of it.
+
+    To use a direction, carry it to a latent. Raises ValueError for bases whose shapes or timesteps differ.
+    """
+    first = bases[0]
+    if max(abs(basis.t - first.t) for basis in bases) > 1:
+        raise ValueError("The bases belong to different timesteps: " + ", ".join(f"{basis.t:.0f}" for basis in bases) +
+                         ". Compute them at the same noise level.")
+    k = min(len(basis.U) for basis in bases)
+    U = global_basis([basis.U[:k] for basis in bases])
+    flat = U.flatten(1)
+    local = [(flat @ basis.U.flatten(1).T) @ basis.V.flatten(1) for basis in bases]     # of each: [k, n]
+    mean = torch.stack(local).mean(0)
+    left, _, right = torch.linalg.svd(mean.double(), full_matrices=False)
+    V = (left @ right).float().view(k, *first.V.shape[1:])
+    s = torch.stack([basis.s[:k] for basis in bases]).mean(0)
+    about = {**first.about, "solver": "global basis", "samples": str(len(bases))}
+    return LatentBasis(V, U, s, torch.zeros(k), first.t, first.sigma, about)

@@ -1,0 +1,77 @@
+"""What a basis looks like: spectrum, frequencies, pictures of its directions, distances to others."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..frame_sheet import frame_sheet, to_image
+from ..plot import as_image, line_plot, matrix_plot, stacked
+from .basis import LatentBasis
+from .geometry import (
+    distance_matrix,
+    largest_distance,
+    low_frequency_share,
+    power_spectrum,
+    preview,
+    random_distance,
+    white_share,
+)
+
+SIDE = 128          # pixels of a direction's picture at least
+COLUMNS = 8
+
+
+def basis_text(bases: Sequence[LatentBasis]) -> str:
+    """Figures in lines, each with what it means."""
+    first = bases[0]
+    k, size = len(first.U), first.U[0].numel()
+    groups = ["-".join(map(str, (run[0], run[-1]))) for run in first.groups if len(run) > 1]
+    lines = [f"{k} directions at t {first.t:.0f} (sigma {first.sigma:.3g}), solver {first.about.get('solver', '?')}, "
+             f"{first.about.get('products', '?')} products, converged {first.about.get('converged', '?')}",
+             "s: " + ", ".join(f"{value:.4g}" for value in first.s.tolist()),
+             f"largest residual {first.residuals.max() / first.s[0]:.1e} of s_0",
+             f"low-frequency share {low_frequency_share(first.V):.2f} (white noise "
+             f"{white_share(*first.V.shape[2:]):.2f})"]
+    if groups:
+        lines.append(f"nearly equal s, only their span means something: {', '.join(groups)}")
+    if len(bases) > 1:
+        least = min(len(basis.U) for basis in bases)
+        lines.append(f"distances of the first {least} directions: 0 is the same tangent space, random ones are at "
+                     f"{random_distance(least, size):.2f}, the most is {largest_distance(least):.2f}")
+    return "\n".join(lines)
+
+
+def basis_picture(bases: Sequence[LatentBasis]) -> Tensor:
+    """Plots and pictures of the directions as one IMAGE [1, H, W, 3]."""
+    first = bases[0]
+    parts = [line_plot({f"basis {number}": list(enumerate(basis.s.tolist())) for number, basis in enumerate(bases)},
+                       "singular values s: how much h moves along each direction", "direction", height=260),
+             line_plot({f"basis {number}": list(enumerate(power_spectrum(basis.V).tolist()))
+                        for number, basis in enumerate(bases)},
+                       "share of the directions' power by frequency", "cycles per side", height=260)]
+    if len(bases) > 1:
+        least = min(len(basis.U) for basis in bases)
+        matrix = distance_matrix([basis.U[:least] for basis in bases])
+        parts.append(matrix_plot(matrix.tolist(), list(map(str, range(len(bases)))),
+                                 f"geodesic distance of tangent spaces, random ones "
+                                 f"{random_distance(least, first.U[0].numel()):.2f}"))
+    parts.append(direction_sheet(first))
+    return as_image(stacked(parts))
+
+
+def direction_sheet(basis: LatentBasis) -> Image.Image:
+    """The directions as pictures: their channels' main components as colours."""
+    pictures = preview(basis.V)                                                 # [k, H, W, 3]
+    times = max(1, SIDE // pictures.shape[1])
+    large = pictures.repeat_interleave(times, 1).repeat_interleave(times, 2)
+    return to_image(frame_sheet(large, COLUMNS)[0])
+
+
+def angle_in_words(angle: float, residuals: Tensor, converged: bool) -> str:
+    """How sure the solver is."""
+    worst = residuals.max().item() if len(residuals) else torch.nan
+    sure = "converged" if converged else "NOT converged: take the directions with care, or fewer of them"
+    return f"{sure}; subspace within about {angle:.2g} degrees, residuals up to {worst:.1e} of s_0"
