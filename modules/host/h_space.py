@@ -1,0 +1,227 @@
+"""Reading and replacing h-space in the host: the middle block's output, and the decoder's first skips.
+
+One object does both. It is a patch of the host's decoder blocks, put before all others, so that FreeU and the like
+neither change what is read nor miss what is replaced. It lives as long as the run that made it.
+"""
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from math import ceil
+
+import comfy.model_patcher
+import torch
+import torch.nn.functional as F
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from torch import Tensor
+
+from ..hspace.slerp import angles, inject, norms
+from ..hspace.trace import FAR, H, HTrace, TraceError, check_channels, skip
+from .private_unet import PREFIX, merged_weights
+
+BOTH, COND, UNCOND = "both", "cond", "uncond"
+APPLY_TO = (BOTH, COND, UNCOND)
+MASKED, NONE = "masked", "none"
+NORM_MODES = (MASKED, NONE)
+MODEL, STRICT, SHAPES = "model", "strict", "shapes only"
+CHECKS = (MODEL, STRICT, SHAPES)
+
+
+def check_bottleneck(model) -> None:
+    """Raises ValueError for a MODEL whose network has no bottleneck."""
+    network = model.model.diffusion_model
+    if not isinstance(network, UNetModel):
+        raise ValueError(f"h-space is the output of a U-Net's middle block; this MODEL is a {type(network).__name__}, "
+                         "which has no bottleneck. Use a checkpoint of SD1.5, SD2 or SDXL.")
+
+
+def model_identity(model) -> str:
+    """A name of the U-Net with its LoRAs, from a sample of its merged weights; the same on every machine."""
+    check_bottleneck(model)
+    keys = [key for key in model.get_key_patches(PREFIX) if key.endswith("to_out.0.weight")]
+    first = [f"{PREFIX}input_blocks.0.0.weight", f"{PREFIX}out.2.weight"]
+    digest = blake2b(digest_size=8)
+    for key, weight in merged_weights(model, [*first, *sorted(keys)[::2]]).items():
+        digest.update(key.encode() + weight.half().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def size_of_h(model, latent: Tensor) -> tuple[int, int]:
+    """Height and width of h for a LATENT [B, C, H, W]: stride-2 convolutions round up."""
+    halvings = len(model.model.diffusion_model.channel_mult) - 1
+    height, width = latent.shape[-2:]
+    for _ in range(halvings):
+        height, width = ceil(height / 2), ceil(width / 2)
+    return height, width
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows of one call of the U-Net: whether they follow the prompt, and which pictures of the batch they are."""
+    cond: bool
+    rows: slice
+    items: tuple[int, ...]
+
+
+def chunks_of(rows: int, options: Mapping) -> list[Chunk]:
+    """The chunks of a call with so many rows, in their order. Knows the context windows of the host and of ADE."""
+    kinds = options.get("cond_or_uncond") or [0]
+    each = rows // len(kinds)
+    window = options.get("context_window")
+    other = (options.get("ad_params") or {}).get("sub_idxs")
+    index = other if window is None else window.index_list
+    items = tuple(index) if index is not None and len(index) == each else tuple(range(each))
+    return [Chunk(kind == 0, slice(number * each, (number + 1) * each), items) for number, kind in enumerate(kinds)]
+
+
+@dataclass
+class Capture:
+    """What one model call shows: the rows of the prompt, gathered over calls and windows.
+
+    A row that several windows or several prompts show is their mean. Crops of regional prompts are left out.
+    """
+
+    batch: int
+    size: tuple[int, int]                       # of the latents, to tell crops
+    places: tuple[str, ...] = (H,)
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, place: str, x: Tensor, options: Mapping) -> None:
+        if place not in self.places or tuple(options["original_shape"][-2:]) != self.size:
+            return
+        if place not in self.sums:
+            self.sums[place] = torch.zeros(self.batch, *x.shape[1:])
+            self.counts[place] = torch.zeros(self.batch)
+        for chunk in chunks_of(len(x), options):
+            if chunk.cond:
+                items = torch.tensor(chunk.items)
+                self.sums[place].index_add_(0, items, x[chunk.rows].float().cpu())
+                self.counts[place].index_add_(0, items, torch.ones(len(items)))
+
+    def take(self) -> dict[str, Tensor]:
+        """[B, C, H, W] by place. Raises TraceError if something was not seen."""
+        for place in self.places:
+            if place not in self.sums or not self.counts[place].all():
+                raise TraceError("The middle block was not seen for every picture of the batch. A node that skips deep "
+                                 "blocks (DeepCache and its like) or a prompt for a region only is in the way; take it "
+                                 "away to record or inject h-space.")
+        return {place: total / self.counts[place].view(-1, 1, 1, 1) for place, total in self.sums.items()}
+
+
+@dataclass
+class Injection:
+    """What is injected, and how; the run says when by `now`.
+
+    Attributes:
+        gamma: [of h, of the deep skips] at the step at hand.
+        seen: angles in degrees and |h| / |skip| of the calls since the last `reset`, for the diagnostics.
+    """
+
+    trace: HTrace
+    apply_to: str = BOTH
+    norm_mode: str = MASKED
+    check: str = MODEL
+    time: float = 0.0
+    gamma: float = 0.0
+    gamma_skips: float = 0.0
+    angles: list[float] = field(default_factory=list)
+    ratios: list[float] = field(default_factory=list)
+    warned: set[str] = field(default_factory=set)
+
+    def blend(self, place: str, x: Tensor, options: Mapping) -> Tensor:
+        """`x` with the content blended in; what is not asked for stays exactly."""
+        gamma = self.gamma if place == H else self.gamma_skips
+        if not gamma or (place not in self.trace.features and len(self.trace.features) > 1):
+            return x
+        x = x.clone()
+        for chunk in chunks_of(len(x), options):
+            if self.apply_to == BOTH or chunk.cond == (self.apply_to == COND):
+                for part in self.trace.parts:
+                    x[chunk.rows] = self.blend_part(place, x[chunk.rows], part, chunk.items, gamma)
+        return x
+
+    def blend_part(self, place: str, x: Tensor, part: HTrace, items: Sequence[int], gamma: float) -> Tensor:
+        content = self.content(place, x, part, items)
+        if place == H:
+            self.angles += angles(x, content).tolist()
+        mask = None if part.mask is None else self.mask(part.mask, x, items)
+        return inject(x, content, min(1.0, gamma * part.strength), mask, self.norm_mode == MASKED)
+
+    def content(self, place: str, x: Tensor, part: HTrace, items: Sequence[int]) -> Tensor:
+        """The recorded features for these rows [n, C, H, W], at x's size."""
+        check_channels(part, place, x.shape[1])
+        recorded = part.features[place][part.nearest(self.time)]
+        content = self.rows(recorded, items, "pictures in the trace").to(x)
+        if content.shape[2:] != x.shape[2:]:
+            sizes = f"{content.shape[3]}x{content.shape[2]} and {x.shape[3]}x{x.shape[2]}"
+            if self.check == STRICT:
+                raise TraceError(f"The trace and the sampled latents have features of different sizes: {sizes}. "
+                                 f"Record it "
+                                 "at the size that is sampled, or set check to model.")
+            self.warn(f"the trace's features are resized ({sizes})")
+            content = F.interpolate(content.float(), x.shape[2:], mode="bilinear", align_corners=False).to(x)
+        return content
+
+    def mask(self, mask: Tensor, x: Tensor, items: Sequence[int]) -> Tensor:
+        """The mask for these rows, averaged over the cells of x."""
+        return F.interpolate(self.rows(mask, items, "masks").to(x.device).float(), x.shape[2:], mode="area")
+
+    def rows(self, x: Tensor, items: Sequence[int], what: str) -> Tensor:
+        if len(x) == 1:
+            return x.expand(len(items), *x.shape[1:])
+        if max(items) >= len(x):
+            self.warn(f"there are {len(x)} {what} for more pictures in the batch; they are repeated")
+        return x[[item % len(x) for item in items]]
+
+    def warn(self, text: str) -> None:
+        """Once a run."""
+        if text not in self.warned:
+            self.warned.add(text)
+            logging.warning("Frozen Diffusion: %s.", text)
+
+
+class HSpaceTap:
+    """The patch: reads into `capture`, then replaces by `injection`, whichever is there."""
+
+    def __init__(self, capture: Capture | None = None, injection: Injection | None = None):
+        self.capture, self.injection = capture, injection
+
+    def __call__(self, h: Tensor, coming: Tensor, options: Mapping) -> tuple[Tensor, Tensor]:
+        number = options["block"][1]
+        if self.capture is not None:
+            for place, x in ((H, h), (skip(0), coming)) if number == 0 else ((skip(number), coming),):
+                self.capture.add(place, x, options)
+        if self.injection is not None:
+            if number == 0:
+                self.injection.ratios += (norms(h) / norms(coming).clamp(min=1e-12)).tolist()
+                h = self.injection.blend(H, h, options)
+            coming = self.injection.blend(skip(number), coming, options)
+        return h, coming
+
+
+def with_first_patch(model_options: Mapping, patch) -> dict:
+    """A copy of the host's options with a decoder patch before all others."""
+    options = comfy.model_patcher.create_model_options_clone(model_options)
+    patches = options.setdefault("transformer_options", {}).setdefault("patches", {})
+    patches["output_block_patch"] = [patch, *patches.get("output_block_patch", [])]
+    return options
+
+
+def check_trace(trace: HTrace, identity: str, times: Sequence[float], check: str) -> None:
+    """Raises TraceError for a trace of another model, or (strict) of another grid; warns of a far coarser grid."""
+    for part in trace.parts:
+        if check != SHAPES and part.about.get("model") not in (None, identity):
+            raise TraceError("The trace was recorded on another model (or with other LoRAs) than the one that is "
+                             "sampled. "
+                             "Record it with this MODEL, or set check to \"shapes only\" if you mean it.")
+        gap = part.gap(times)
+        if gap > FAR or (check == STRICT and gap > 1e-3):
+            text = (f"The trace's steps are up to {gap:.1%} of the schedule away from the sampled ones. Use the "
+                    f"sigmas of "
+                    "Invert (DDIM), or record with more steps")
+            if check == STRICT:
+                raise TraceError(f"{text}, or set check to model.")
+            logging.warning("Frozen Diffusion: %s.", text)

@@ -1,0 +1,224 @@
+"""Sampling with injected features in the host: the SAMPLER, the MODEL patch, and latent calibration by itself."""
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import comfy.model_patcher
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from ..hspace.curve import Curve
+from ..hspace.steps import InjectionSettings, calibrated, draws, euler, injected_steps, sample_injected
+from ..hspace.trace import HTrace
+from .h_space import (
+    BOTH,
+    MASKED,
+    MODEL,
+    HSpaceTap,
+    Injection,
+    check_bottleneck,
+    check_trace,
+    model_identity,
+    with_first_patch,
+)
+from .shared_encoder import SharedEncoder
+
+REPORT = "frozen_h_space_report"
+FEW = 8                     # injected steps below which little can come of it
+
+
+@dataclass(frozen=True)
+class InjectionRequest:
+    """What an h-Space Injection Sampler node asks for."""
+    trace: HTrace
+    settings: InjectionSettings
+    apply_to: str = BOTH
+    norm_mode: str = MASKED
+    check: str = MODEL
+    gamma_skips: float = 0.0
+    shared_encoder: bool = False
+
+
+@dataclass
+class InjectionReport:
+    """What the steps of one run did, for a plot: one row a step."""
+    rows: list[dict[str, float]] = field(default_factory=list)
+
+
+def injection_sampler(request: InjectionRequest) -> comfy.samplers.KSAMPLER:
+    """The SAMPLER of a request."""
+    return comfy.samplers.KSAMPLER(sample_with_injection, {"request": request})
+
+
+@torch.no_grad()
+def sample_with_injection(model, x: Tensor, sigmas: Tensor, extra_args: dict | None = None, callback=None,
+                          disable=None, request: InjectionRequest | None = None) -> Tensor:
+    """The host's sampler function; `model` is its denoiser with guidance. Raises ValueError, TraceError."""
+    guider, extra_args = model.inner_model, dict(extra_args or {})
+    check_bottleneck(guider.model_patcher)
+    levels, times = schedule_of(guider, sigmas)
+    check_trace(request.trace, model_identity(guider.model_patcher), times, request.check)
+    denoise = InjectedDenoiser(model, extra_args, levels, times, request)
+    report = extra_args["model_options"].get("transformer_options", {}).get(REPORT)
+    if 0 < denoise.injected < FEW:
+        logging.warning("Frozen Diffusion: only %d steps are injected; content hardly comes through. Take more steps "
+                        "or a "
+                        "lower t_edit.", denoise.injected)
+    steps = sample_injected(denoise, x, levels, times, request.settings, draws(extra_args.get("seed") or 0, x))
+    for number, step in enumerate(steps):
+        if callback is not None:
+            callback({"x": step.x, "i": number, "sigma": sigmas[number], "sigma_hat": sigmas[number],
+                      "denoised": step.denoised})
+        if report is not None:
+            report.rows.append({"t": times[number], "dose": step.dose, **denoise.measures()})
+        x = step.x
+    return x
+
+
+def schedule_of(guider, sigmas: Tensor) -> tuple[list[float], list[float]]:
+    """(noise levels, timestep of each step) of a run. Raises ValueError for levels that do not fall."""
+    levels = [float(sigma) for sigma in sigmas]
+    if any(later >= sooner for sooner, later in zip(levels[:-1], levels[1:], strict=True)):
+        raise ValueError("h-space injection needs sigmas that fall from step to step; those of the inversion itself "
+                         "rise. "
+                         "Connect the sigmas output of Invert (DDIM), or a scheduler.")
+    sampling = guider.inner_model.model_sampling
+    return levels, [float(sampling.timestep(sigma)) for sigma in sigmas[:-1]]
+
+
+class InjectedDenoiser:
+    """The guided prediction with and without injection, as `sample_injected` asks for it."""
+
+    def __init__(self, model, extra_args: Mapping, sigmas: Sequence[float], times: Sequence[float],
+                 request: InjectionRequest):
+        self.model, self.extra_args, self.sigmas, self.times, self.request = model, extra_args, sigmas, times, request
+        self.plan = injected_steps(times, request.settings)
+        self.injected = sum(self.plan)
+        self.injection = Injection(request.trace, request.apply_to, request.norm_mode, request.check)
+        self.tap = HSpaceTap()
+        self.shared = SharedEncoder(self.with_injection) if request.shared_encoder else None
+        self.options = with_first_patch(extra_args["model_options"], self.tap)
+        if self.shared is not None:
+            self.options = self.shared.add_to(self.options)
+        self.prepared = -1              # the step whose injected prediction waits in the shared encoder
+
+    def __call__(self, x: Tensor, step: int, inject: bool) -> Tensor:
+        first = self.plan[step] and not inject and self.prepared != step
+        self.set(step)
+        self.tap.injection = self.injection if inject else None
+        if self.shared is not None:
+            self.shared.mode = self.shared.REPLAY if inject else self.shared.BOTH if first else self.shared.OFF
+            self.prepared = step if first else self.prepared
+        sigma = x.new_full((len(x),), self.sigmas[step])
+        return self.model(x, sigma, **{**self.extra_args, "model_options": self.options})
+
+    def set(self, step: int) -> None:
+        settings, time = self.request.settings, self.times[step]
+        self.injection.time = time
+        self.injection.gamma = settings.gamma_at(time, max(1, self.injected))
+        self.injection.gamma_skips = self.request.gamma_skips
+
+    def with_injection(self, on: bool) -> None:
+        """For the shared encoder's second pass through the decoder."""
+        self.tap.injection = self.injection if on else None
+
+    def measures(self) -> dict[str, float]:
+        """Means over the calls since the last asking: angle between h and content, |h| / |skip|."""
+        seen = {"angle": self.injection.angles, "ratio": self.injection.ratios}
+        means = {name: sum(values) / len(values) for name, values in seen.items() if values}
+        self.injection.angles, self.injection.ratios = [], []
+        return means
+
+
+def inject_h_space(model, trace: HTrace, gamma: Curve, t_edit: float = 400, apply_to: str = BOTH,
+                   norm_mode: str = MASKED, check: str = MODEL, gamma_skips: float = 0.0):
+    """A clone of the MODEL that injects in every call down to `t_edit`, under any sampler: the light form.
+
+    Both the predicted x_0 and the direction to x_t change, which nearly cancels: several times weaker than the sampler.
+    Raises ValueError, TraceError.
+    """
+    check_bottleneck(model)
+    check_trace(trace, model_identity(model), (), check)
+    model = model.clone()
+    sampling = model.get_model_object("model_sampling")
+    patch = LightInjection(trace, gamma, t_edit, apply_to, norm_mode, check, gamma_skips, sampling)
+    model.model_options = with_first_patch(model.model_options, patch)
+    return model
+
+
+@dataclass(frozen=True)
+class LightInjection:
+    """The patch of Inject h-Space. Without state: the call's noise level says where the sampling is."""
+    trace: HTrace
+    gamma: Curve
+    t_edit: float
+    apply_to: str
+    norm_mode: str
+    check: str
+    gamma_skips: float
+    sampling: object
+
+    def __call__(self, h: Tensor, skip: Tensor, options: Mapping) -> tuple[Tensor, Tensor]:
+        time = float(self.sampling.timestep(options["sigmas"].flatten()[0]))
+        if time < self.t_edit:
+            return h, skip
+        injection = Injection(self.trace, self.apply_to, self.norm_mode, self.check, time, self.gamma.at(time),
+                              self.gamma_skips)
+        return HSpaceTap(injection=injection)(h, skip, options)
+
+
+def calibration_sampler(edited, omega: float, start: float, end: float) -> comfy.samplers.KSAMPLER:
+    """A SAMPLER that lets the patches of the MODEL `edited` act through latent calibration (2.5) on the sampled MODEL.
+
+    start, end: timesteps between which it acts, from high to low; elsewhere it is Euler's. Raises ValueError if the
+    start comes after the end.
+    """
+    if start < end:
+        raise ValueError(f"start is timestep {start:g} and end {end:g}; sampling goes from high timesteps to low "
+                         "ones, so start must not be below end.")
+    return comfy.samplers.KSAMPLER(sample_calibrated, {"edited": edited, "omega": omega, "start": start, "end": end})
+
+
+@torch.no_grad()
+def sample_calibrated(model, x: Tensor, sigmas: Tensor, extra_args: dict | None = None, callback=None, disable=None,
+                      edited=None, omega: float = 0.3, start: float = 1000, end: float = 0) -> Tensor:
+    """Euler's method in which every edited step is calibrated. Raises ValueError for models that do not fit."""
+    guider, extra_args = model.inner_model, dict(extra_args or {})
+    check_same_weights(guider.model_patcher, edited)
+    levels, times = schedule_of(guider, sigmas)
+    options = options_of_edit(extra_args["model_options"], edited)
+    for step, (sigma, after) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+        at = x.new_full((len(x),), sigma)
+        denoised = model(x, at, **extra_args)
+        if end <= times[step] <= start:
+            changed = model(x, at, **{**extra_args, "model_options": options})
+            x = calibrated(x, denoised, changed, omega)
+            denoised = model(x, at, **extra_args)
+        if callback is not None:
+            callback({"x": x, "i": step, "sigma": sigmas[step], "sigma_hat": sigmas[step], "denoised": denoised})
+        x = euler(x, denoised, sigma, after)
+    return x
+
+
+def check_same_weights(patcher, edited) -> None:
+    """Raises ValueError unless `edited` is the sampled MODEL with other patches of its calls only."""
+    if edited.model is not patcher.model or edited.patches_uuid != patcher.patches_uuid:
+        raise ValueError("edited_model is another model than the one that is sampled, or has other LoRAs. Connect a "
+                         "MODEL that comes from the same one by nodes that change its calls, e.g. FreeU or Inject "
+                         "h-Space.")
+    if set(edited.injections) != set(patcher.injections):
+        raise ValueError("edited_model has layers that the sampled MODEL has not (a motion module on one side only). "
+                         "Apply the same to both.")
+
+
+def options_of_edit(running: Mapping, edited) -> dict:
+    """Options for a call with the patches of `edited` in the run whose options are `running`."""
+    options = comfy.model_patcher.create_model_options_clone(edited.model_options)
+    own = options.setdefault("transformer_options", {})
+    for key, value in running.get("transformer_options", {}).items():
+        own.setdefault(key, value)          # what the run added: sample_sigmas, runs of other wrappers
+    return options
+

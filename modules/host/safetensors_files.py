@@ -1,0 +1,41 @@
+"""The pack's own files of tensors in the host's output folder: saving under the next number, finding again."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import folder_paths
+from torch import Tensor
+
+from ..whole_file import write_whole
+
+ENDING = ".safetensors"
+
+
+def save_tensors(what: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], prefix: str) -> Path:
+    """Write into the output folder under the next free number; returns the path. Raises OSError, and leaves nothing."""
+    folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+    path = Path(folder) / f"{name}_{counter:05}_{ENDING}"
+    write_whole(path, tensors, metadata, f"The {what}")
+    return path
+
+
+def find_file(name: str) -> Path:
+    """A file by its path inside the output or input folder, or by an absolute one. Raises FileNotFoundError."""
+    name = name.strip().strip('"')
+    folders = [Path(folder_paths.get_output_directory()), Path(folder_paths.get_input_directory())]
+    for folder in folders:
+        if name and (folder / name).is_file():      # an absolute name stays what it is
+            return folder / name
+    raise FileNotFoundError(f"There is no file {name!r} in {folders[0]} or {folders[1]}. Give the path that the Save "
+                            f"node "
+                            "showed, e.g. h_traces/trace_00001_.safetensors.")
+
+
+def state_of(name: str) -> str:
+    """What changes when the file does, for the host's cache."""
+    try:
+        about = find_file(name).stat()
+    except FileNotFoundError:
+        return ""
+    return f"{about.st_mtime_ns} {about.st_size}"

@@ -1,0 +1,172 @@
+"""What is recorded of a run: the bottleneck features of every step, with the identity of model and grid."""
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..file_mistakes import check_file
+from .slerp import spherical_mean
+
+FORMAT, VERSION = "frozen-diffusion h-trace", "1"
+H = "h"                                             # the middle block's output
+FAR = 0.05                                          # of all timesteps: a nearest recorded step farther away is told
+TIMESTEPS = 1000
+
+
+def skip(number: int) -> str:
+    """The place of the skip that comes into decoder block `number`, from 0 at the deepest."""
+    return f"skip{number}"
+
+
+def places(deep_skips: int) -> tuple[str, ...]:
+    """h and the skips of so many decoder blocks."""
+    return (H, *map(skip, range(deep_skips)))
+
+
+class TraceError(ValueError):
+    """A trace does not fit, or a file is no trace; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class HTrace:
+    """Features over the steps of one run. Never changed after it is made: the host keeps it between runs.
+
+    Attributes:
+        features: by place (see `places`): [S, B, C, H, W], float16 on the CPU. "h" is always there.
+        times: [S] timesteps of the steps, any order.
+        about: model, prompt and the like; "model" is the identity of the U-Net.
+        mask: where it acts when injected, [B or 1, 1, H, W] in 0..1 at any size; None = everywhere.
+        strength: factor on gamma.
+        others: traces that act beside it, after it.
+    """
+
+    features: Mapping[str, Tensor]
+    times: tuple[float, ...]
+    about: Mapping[str, str]
+    mask: Tensor | None = None
+    strength: float = 1.0
+    others: tuple[HTrace, ...] = field(default=())
+
+    @property
+    def batch(self) -> int:
+        """Pictures or frames in it."""
+        return self.features[H].shape[1]
+
+    @property
+    def parts(self) -> tuple[HTrace, ...]:
+        """This trace by itself and those beside it, in the order in which they act."""
+        return (replace(self, others=()) if self.others else self, *self.others)
+
+    def nearest(self, time: float) -> int:
+        """The recorded step nearest to a timestep."""
+        return min(range(len(self.times)), key=lambda step: abs(self.times[step] - time))
+
+    def gap(self, times: Sequence[float]) -> float:
+        """The largest distance from one of `times` to the nearest recorded step, as a fraction of all timesteps."""
+        return max((abs(self.times[self.nearest(time)] - time) / TIMESTEPS for time in times), default=0.0)
+
+    def describe(self) -> str:
+        """In a few words."""
+        channels, height, width = self.features[H].shape[2:]
+        skips = len(self.features) - 1
+        what = f"h and {skips} deep skips" if skips else "h"
+        text = f"{what} of {len(self.times)} steps, {self.batch} x {channels} x {height} x {width}"
+        more = ", masked" if self.mask is not None else ""
+        return text + more + "".join(f"; with {other.describe()}" for other in self.others)
+
+
+def check_channels(trace: HTrace, place: str, channels: int) -> None:
+    """Raises TraceError naming both if the features are not of that many channels, or the place was not recorded."""
+    if place not in trace.features:
+        raise TraceError(f"The trace holds {', '.join(trace.features)}, not {place}. Record it with deep_skips above "
+                         f"0, "
+                         "or set gamma_skips to 0.")
+    recorded = trace.features[place].shape[2]
+    if recorded != channels:
+        raise TraceError(f"The trace was recorded on a model with {recorded} channels at {place}, this one has "
+                         f"{channels}. Record it with the model that is sampled.")
+
+
+def merge_mean(traces: Sequence[HTrace], weights: Sequence[float]) -> HTrace:
+    """The spherical mean of traces step by step, on the first one's grid. Raises TraceError if they do not fit."""
+    first = traces[0]
+    if any(trace.mask is not None or trace.others for trace in traces):
+        raise TraceError("Only plain traces have a mean; one of these carries a mask or further traces. Merge first, "
+                         "then mask.")
+    shapes = {tuple(trace.features[H].shape[1:]) for trace in traces}
+    if len(shapes) > 1:
+        raise TraceError(f"Traces of different shapes have no mean: {sorted(shapes)}. Record them with the same model, "
+                         "size and batch.")
+    features = {}
+    for place in (place for place in first.features if all(place in trace.features for trace in traces)):
+        steps = [torch.stack([trace.features[place][trace.nearest(time)].float() for trace in traces])
+                 for time in first.times]
+        features[place] = torch.stack([spherical_mean(step, torch.tensor(weights)) for step in steps]).half()
+    return replace(first, features=features)
+
+
+def beside(first: HTrace, second: HTrace) -> HTrace:
+    """Both traces at once; where both act, the second acts on what the first left."""
+    return replace(first, others=(*first.others, *second.parts))
+
+
+def masked(trace: HTrace, mask: Tensor, threshold: float = 0.0, strength: float = 1.0) -> HTrace:
+    """The trace in a region. mask [B or 1, H, W] in 0..1; above 0 `threshold` makes it hard. Raises TraceError."""
+    if trace.others:
+        raise TraceError("This is several traces in one. Mask each before Merge h-Traces.")
+    mask = (mask > threshold).float() if threshold else mask.float().clamp(0, 1)
+    return replace(trace, mask=mask[:, None].clone(), strength=strength)
+
+
+def trace_tensors(trace: HTrace) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors, metadata) as a file holds them."""
+    tensors, parts = {}, []
+    for number, part in enumerate(trace.parts):
+        tensors |= {f"{number}.{place}": value.contiguous().clone() for place, value in part.features.items()}
+        if part.mask is not None:
+            tensors[f"{number}.mask"] = part.mask.contiguous()
+        parts.append({"times": part.times, "about": dict(part.about), "strength": part.strength})
+    return tensors, {"format": FORMAT, "format_version": VERSION, "parts": json.dumps(parts)}
+
+
+def read_trace(path: Path) -> HTrace:
+    """A trace from a safetensors file. Raises TraceError that says what the file is instead."""
+    try:
+        check_file(path, TraceError)
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise TraceError(f"{path.name} is no h-trace: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise TraceError(f"{path.name} is a safetensors file, but no h-trace: its format is "
+                         f"{metadata.get('format', 'not named')!r}. Choose a file that Save h-Trace wrote.")
+    if metadata.get("format_version") != VERSION:
+        raise TraceError(f"{path.name} is of version {metadata.get('format_version')} and this pack reads version "
+                         f"{VERSION}. Update the pack.")
+    parts = []
+    for number, told in enumerate(json.loads(metadata["parts"])):
+        own = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith(f"{number}.")}
+        mask = own.pop("mask", None)
+        if not all(value.isfinite().all() for value in own.values()):
+            raise TraceError(f"{path.name} holds numbers that are not finite. Record the trace again.")
+        parts.append(HTrace(own, tuple(told["times"]), told["about"], mask, told["strength"]))
+    if not parts or any(H not in part.features or len(part.times) != len(part.features[H]) for part in parts):
+        raise TraceError(f"{path.name} is incomplete: features and steps do not agree. Record the trace again.")
+    return replace(parts[0], others=tuple(parts[1:]))
+
+
+def psnr(given: Tensor, again: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB; the peak is the range of `given`. Infinite if equal."""
+    error = (given.double() - again.double()).square().mean().item()
+    peak = (given.max() - given.min()).item()
+    if error == 0:
+        return math.inf
+    return 10 * math.log10(max(peak, 1e-12) ** 2 / error)
