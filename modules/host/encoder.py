@@ -1,0 +1,170 @@
+"""The host's U-Net up to h-space as a function that can be differentiated: what the latent basis is computed from.
+
+The host prepares one call as it always does; it is recorded instead of run. Then a private copy of the encoder in fp32
+is called with what was recorded: LoRAs are merged into it, attention and block patches act, the MODEL is only read.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import comfy.model_management
+import comfy.ops
+import comfy.samplers
+import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel, forward_timestep_embed, timestep_embedding
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from .h_space import check_bottleneck
+from .inversion import guider_of
+from .motion import KEY as MOTION
+from .private_unet import PREFIX, attend, check_trainable, merged_weights
+
+ENCODER = ("input_blocks.", "middle_block.", "time_embed.", "label_emb.")
+QUERIES = 1024              # of plain attention at once: it keeps queries x keys x heads numbers
+
+
+@dataclass(frozen=True)
+class RecordedCall:
+    """What the host would have called the U-Net with, as plain fp32 tensors on the host's device.
+
+    Attributes:
+        x: [1, C, h, w] in the variance-preserving scale.
+        adapter: what T2I-Adapters add to the encoder's blocks, from the first on.
+    """
+    x: Tensor
+    timesteps: Tensor
+    context: Tensor
+    y: Tensor | None
+    adapter: tuple[Tensor | None, ...]
+    options: Mapping
+
+
+class OneCall(comfy.samplers.Sampler):
+    """A sampler that asks the model once, at the first noise level, and gives its latent back."""
+
+    def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None,
+               disable_pbar=False):
+        at = latent_image.new_full((len(latent_image),), float(sigmas[0]))
+        model_wrap(latent_image, at, model_options=extra_args["model_options"], seed=extra_args.get("seed"))
+        return latent_image
+
+
+def record_call(model, positive, latent: Tensor, sigma: float) -> RecordedCall:
+    """The U-Net's inputs for a LATENT's samples [1, C, h, w] at noise level `sigma`, without guidance.
+
+    Raises ValueError for models, latents and noise levels that have no latent basis.
+    """
+    check_encodable(model, latent, sigma)
+    seen = []
+
+    def listen(executor, x, timesteps, context, y=None, control=None, transformer_options=None, *args, **kwargs):
+        adapter = [None if part is None else _plain(part) for part in reversed((control or {}).get("input", []))]
+        options = {key: value for key, value in transformer_options.items() if key != "wrappers"}
+        seen.append(RecordedCall(_plain(x), _plain(timesteps), _plain(context), None if y is None else _plain(y),
+                                 tuple(adapter), options))
+        return torch.zeros_like(x)
+
+    model = model.clone()
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "frozen_record_call", listen)
+    guider_of(model, positive).sample(torch.zeros_like(latent), latent, OneCall(), torch.tensor([sigma, 0.0]),
+                                      disable_pbar=True, seed=0)
+    if len(seen) != 1:
+        raise ValueError(f"The U-Net was called {len(seen)} times for one latent; a latent basis needs one prompt "
+                         f"for the "
+                         "whole picture. Take regional prompts and wrappers that call it again away.")
+    return seen[0]
+
+
+def check_encodable(model, latent: Tensor, sigma: float) -> None:
+    """Raises ValueError unless a latent basis is defined for these."""
+    check_bottleneck(model)
+    if model.get_injections(MOTION) is not None:
+        raise ValueError("The MODEL has a motion module, which mixes the frames; a latent basis belongs to one "
+                         "picture. "
+                         "Connect the MODEL from before Apply Motion Module.")
+    check_trainable(model)
+    if len(latent) != 1:
+        raise ValueError(f"A latent basis belongs to one latent; a batch of {len(latent)} was given. Use Latent From "
+                         "Batch, and one node for each.")
+    sampling = model.get_model_object("model_sampling")
+    least, most = float(sampling.sigma_min), float(sampling.sigma_max)
+    if not 0.99 * least <= sigma <= 1.01 * most:
+        raise ValueError(f"The latent's noise level is {sigma:.4g}; it must be between {least:.4g} and {most:.4g}. "
+                         f"Connect "
+                         "the sigmas that are still to come, e.g. low_sigmas of SplitSigmas, and the latent that was "
+                         "sampled down to there, not a finished picture.")
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """f: x [1, C, h, w] -> h [1, C', h', w'], the output of the whole middle block, before ControlNet."""
+    unet: UNetModel             # of `copy_encoder`
+    call: RecordedCall
+
+    @property
+    def x(self) -> Tensor:
+        """The recorded latent."""
+        return self.call.x
+
+    def fused(self, x: Tensor) -> Tensor:
+        """f with torch's fused attention: fast backward, no forward mode."""
+        return self.run(x, attend)
+
+    def plain(self, x: Tensor) -> Tensor:
+        """f with attention written out, so that forward mode works; by chunks of queries, since no graph is kept."""
+        return self.run(x, attend_plainly)
+
+    def run(self, x: Tensor, attention: Callable) -> Tensor:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        unet, call = self.unet, self.call
+        options = {**call.options, "optimized_attention_override": attention, "transformer_index": 0}
+        patches = options.get("patches", {})
+        times = timestep_embedding(call.timesteps, unet.model_channels, repeat_only=False)
+        emb = unet.time_embed(times.to(x.dtype))
+        for patch in patches.get("emb_patch", []):
+            emb = patch(emb, unet.model_channels, options)
+        if unet.num_classes is not None:
+            emb = emb + unet.label_emb(call.y)
+        h = x
+        for number, block in enumerate(unet.input_blocks):
+            options["block"] = ("input", number)
+            h = forward_timestep_embed(block, h, emb, call.context, options)
+            if number < len(call.adapter) and call.adapter[number] is not None:
+                h = h + call.adapter[number]
+            for name in ("input_block_patch", "input_block_patch_after_skip"):
+                for patch in patches.get(name, []):
+                    h = patch(h, options)
+        options["block"] = ("middle", 0)
+        return forward_timestep_embed(unet.middle_block, h, emb, call.context, options)
+
+
+def copy_encoder(model) -> UNetModel:
+    """The MODEL's U-Net in fp32 on the host's device without its decoder, LoRA patches merged in, frozen."""
+    config = {**model.model.model_config.unet_config, "dtype": torch.float32}
+    names = [key for key in model.get_key_patches(PREFIX) if key.removeprefix(PREFIX).startswith(ENCODER)]
+    with torch.inference_mode(False), torch.no_grad():
+        unet = UNetModel(**config, device="meta", operations=comfy.ops.disable_weight_init)
+        unet.output_blocks, unet.out = torch.nn.ModuleList(), torch.nn.Identity()
+        unet.load_state_dict({key.removeprefix(PREFIX): weight for key, weight in merged_weights(model, names).items()},
+                             assign=True)
+        unet = unet.to(comfy.model_management.get_torch_device())
+    return unet.eval().requires_grad_(False)
+
+
+def attend_plainly(default, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None,
+                   **kwargs) -> Tensor:
+    """softmax(q k^T / sqrt d) v for the host's override. q, k, v [B, N, heads d] -> [B, N, heads d]"""
+    if mask is not None or kwargs.get("skip_reshape"):
+        return default(q, k, v, heads, mask=mask, **kwargs)
+    q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))      # [B, heads, N, d]
+    scale = q.shape[-1] ** -0.5
+    parts = [(part * scale @ k.transpose(-1, -2)).softmax(-1) @ v for part in q.split(QUERIES, dim=2)]
+    return torch.cat(parts, 2).transpose(1, 2).flatten(2)
+
+
+def _plain(x: Tensor) -> Tensor:
+    """A clone outside of inference mode, in fp32, on the host's device."""
+    with torch.inference_mode(False), torch.no_grad():
+        return x.detach().to(comfy.model_management.get_torch_device(), torch.float32, copy=True)

@@ -1,0 +1,216 @@
+"""The latent basis in the host: computing it, editing along it, and directions from prompts."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import comfy.samplers
+import comfy.utils
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..basis.basis import LatentBasis, latent_basis
+from ..basis.directions import one_direction
+from ..basis.guidance import (
+    TOO_FAR,
+    direct_addition,
+    guided,
+    norm_drift,
+    normalise,
+    restore_norm,
+)
+from ..basis.lanczos import expected_products, lanczos
+from ..basis.products import Jacobian
+from ..basis.subspace_iteration import subspace_iteration
+from ..basis.transport import prompt_direction, pull_direction
+from ..basis.triplets import Step
+from .encoder import Encoder, copy_encoder, record_call
+from .h_space import model_identity
+from .inversion import guider_of
+
+LANCZOS, OFFICIAL = "lanczos", "official"
+SOLVERS = (LANCZOS, OFFICIAL)
+IN_H, IN_X = "h", "x"
+GUIDANCE, ADDITION, NORMALISED = "x-space guidance", "addition", "addition, normalised"
+METHODS = (GUIDANCE, ADDITION, NORMALISED)
+MOST = 64                   # directions of one basis
+
+
+@dataclass(frozen=True)
+class BasisRequest:
+    """What Compute Latent Basis asks for: how many directions, by which solver, where."""
+    rank: int = 4
+    solver: str = LANCZOS
+    tolerance: float = 1e-3
+    seed: int = 0
+    mask_space: str = IN_H
+
+
+def compute_basis(model, positive, latent: Tensor, sigmas: Tensor, request: BasisRequest, mask: Tensor | None = None,
+                  start: LatentBasis | None = None) -> tuple[LatentBasis, Step]:
+    """The basis of a latent [1, C, h, w] at noise level sigmas[0], and the solver's last record.
+
+    mask [1, H, W] at any size; start: a basis to begin from. Raises ValueError; RuntimeError if the Jacobian is broken.
+    """
+    encoder, sigma = encoder_of(model, positive, latent, sigmas)
+    jacobian = jacobian_of(encoder, mask, request.mask_space)
+    jacobian.check_adjoint()
+    rank = min(request.rank, MOST, jacobian.n, jacobian.m)
+    if request.solver == LANCZOS:
+        steps = lanczos(jacobian, rank, request.tolerance, seed=request.seed, start=None if start is None else start.V)
+        total = expected_products(rank)
+    else:
+        steps, total = subspace_iteration(jacobian, rank, official=True, seed=request.seed), 24 * rank
+    bar = comfy.utils.ProgressBar(total)
+    for step in steps:
+        bar.update_absolute(min(step.products, total), max(total, step.products))
+    about = {"model": model_identity(model), "solver": request.solver, "products": str(step.products),
+             "converged": str(step.converged), "angle": f"{step.angle:.3g}", "masked": str(mask is not None)}
+    return latent_basis(step.found, timestep(model, sigma), sigma, about), step
+
+
+def encoder_of(model, positive, latent: Tensor, sigmas: Tensor) -> tuple[Encoder, float]:
+    """(differentiable encoder, noise level) for a latent at sigmas[0]. Raises ValueError."""
+    sigma = first_level(sigmas)
+    call = record_call(model, positive, latent, sigma)
+    return Encoder(copy_encoder(model), call), sigma
+
+
+def jacobian_of(encoder: Encoder, mask: Tensor | None = None, mask_space: str = IN_H) -> Jacobian:
+    """J at the encoder's latent, restricted to a mask in h or in x."""
+    masks = {}
+    if mask is not None:
+        with torch.inference_mode(False), torch.no_grad():
+            size = encoder.x.shape[-2:] if mask_space == IN_X else encoder.fused(encoder.x).shape[-2:]
+            masks[f"{mask_space}_mask"] = F.interpolate(mask[:1, None].float().clone(), size, mode="area")[0, 0]
+    return Jacobian(encoder.fused, encoder.x, push_f=encoder.plain, pull_f=encoder.fused, keep=True, **masks)
+
+
+def first_level(sigmas: Tensor) -> float:
+    """The noise level that the latent has. Raises ValueError for an empty list."""
+    if len(sigmas) == 0 or float(sigmas[0]) == 0:
+        raise ValueError("The latent is fully denoised (noise level 0): a latent basis needs one that is still "
+                         "noisy. Split "
+                         "the sigmas earlier, e.g. at step 15 of 50.")
+    return float(sigmas[0])
+
+
+def timestep(model, sigma: float) -> float:
+    return float(model.get_model_object("model_sampling").timestep(torch.tensor(sigma)))
+
+
+def strengths(strength: float, count: int) -> list[float]:
+    """`count` values from -strength to strength; a single one is strength itself."""
+    return [strength] if count == 1 else torch.linspace(-strength, strength, count).tolist()
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """What Edit along Basis asks for.
+
+    Attributes:
+        direction: index in the basis, -1 = each.
+        strength, count: see `strengths`; travel in x of unit directions, gamma times steps.
+    """
+    direction: int = 0
+    strength: float = 16.0
+    count: int = 3
+    method: str = GUIDANCE
+    steps: int = 16
+    eta: float = 1.0
+    keep_norm: bool = False
+
+
+def edit(model, positive, latent: Tensor, sigmas: Tensor, basis: LatentBasis, request: EditRequest
+         ) -> tuple[Tensor, str]:
+    """(edited LATENT samples, directions x strengths rows; what happened, in words). Raises ValueError."""
+    sigma = first_level(sigmas)
+    if basis.V.shape[1:] != latent.shape[1:]:
+        raise ValueError(f"The basis belongs to latents of shape {list(basis.V.shape[1:])}; this one is "
+                         f"{list(latent.shape[1:])}. Compute the basis at this size.")
+    if not -1 <= request.direction < len(basis.V):
+        raise ValueError(f"direction is {request.direction}; the basis has directions 0 to {len(basis.V) - 1}. -1 "
+                         f"takes "
+                         "each of them.")
+    chosen = range(len(basis.V)) if request.direction == -1 else [request.direction]
+    pairs = [(index, value) for index in chosen for value in strengths(request.strength, request.count)]
+    sampler = EditSampler(sigma, basis.V[[index for index, _ in pairs]], [value for _, value in pairs], request)
+    edited = guider_of(model, positive).sample(torch.zeros_like(latent), latent, sampler, torch.tensor([sigma, 0.0]),
+                                               disable_pbar=True, seed=0)
+    return edited, edit_text(basis, pairs, sampler.drift, timestep(model, sigma))
+
+
+class EditSampler(comfy.samplers.Sampler):
+    """A SAMPLER that stays at one noise level and moves the latent along directions; rows come out for every pair."""
+
+    def __init__(self, sigma: float, V: Tensor, values: Sequence[float], request: EditRequest):
+        self.sigma, self.V, self.values, self.request = sigma, V, list(values), request
+        self.drift: list[float] = []
+
+    @torch.no_grad()
+    def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None,
+               disable_pbar=False):
+        """See the host's samplers. Latents in and out are the host's; the edit is in the scale of the U-Net."""
+        scale, request = (1 + self.sigma ** 2) ** 0.5, self.request
+
+        def eps(x: Tensor) -> Tensor:
+            big = x * scale
+            denoised = model_wrap(big, big.new_full((len(big),), self.sigma), model_options=extra_args["model_options"],
+                                  seed=extra_args.get("seed"))
+            return (big - denoised) / self.sigma
+
+        x, V = latent_image / scale, self.V.to(latent_image)
+        if request.method == GUIDANCE:
+            gammas = [value / max(1, request.steps) for value in self.values]
+            moved = guided(x, V, eps, gammas, request.steps, request.eta)
+        else:
+            moved = direct_addition(x, V, self.values)
+            if request.method == NORMALISED:
+                still = torch.tensor(self.values, device=moved.device).view(-1, 1, 1, 1) == 0
+                fixed = normalise(x.expand_as(moved), moved, eps, 1 / (1 + self.sigma ** 2))
+                moved = torch.where(still, moved, fixed)
+        self.drift = norm_drift(x.expand_as(moved), moved).tolist()
+        if request.keep_norm:
+            moved = restore_norm(x, moved)
+        unmoved = [index for index, value in enumerate(self.values) if value == 0]
+        moved = moved * scale
+        moved[unmoved] = latent_image.expand_as(moved)[unmoved]        # bit for bit, without the way there and back
+        return moved
+
+
+def edit_text(basis: LatentBasis, pairs: Sequence[tuple[int, float]], drift: Sequence[float], t: float) -> str:
+    """What was done, and whether it went too far."""
+    lines = [f"{len(pairs)} latents: directions {sorted({index for index, _ in pairs})} x strengths "
+             f"{sorted({round(value, 2) for _, value in pairs})} at t {t:.0f}"]
+    if abs(t - basis.t) > 1:
+        lines.append(f"Note: the basis was computed at t {basis.t:.0f}, the latent is at {t:.0f}.")
+    worst = max(drift, key=abs)
+    if abs(worst) > TOO_FAR:
+        lines.append(f"Warning: the latent's norm changed by {worst:+.0%}; beyond {TOO_FAR:.0%} pictures fall apart. "
+                     f"Use a "
+                     "smaller strength, or switch keep_norm on.")
+    return "\n".join(lines)
+
+
+def direction_between(model, positive_a, positive_b, latent: Tensor, sigmas: Tensor, basis: LatentBasis | None
+                      ) -> tuple[LatentBasis, str]:
+    """The direction that moves h from what prompt A makes of the latent towards what prompt B makes of it.
+
+    Within `basis` if there is one, else J^T of the difference. A basis of one direction. Raises ValueError.
+    """
+    encoder, sigma = encoder_of(model, positive_a, latent, sigmas)
+    other = record_call(model, positive_b, latent, sigma)
+    with torch.inference_mode(False), torch.no_grad():
+        before = encoder.fused(encoder.x)
+        difference = (replace(encoder, call=other).fused(encoder.x) - before)[0]
+    if not difference.any():
+        raise ValueError("Both prompts give the same h: there is nothing between them. Write two different prompts.")
+    if basis is None:
+        v, told = pull_direction(difference, jacobian_of(encoder)), "steepest ascent, without a basis"
+    else:
+        found = prompt_direction(difference.cpu(), basis)
+        v, told = found.v, f"coverage {found.coverage:.2f} of the basis"
+    u = difference.cpu() / difference.norm().cpu()
+    about = {"model": model_identity(model), "solver": "prompt direction"}
+    return one_direction(v, u, timestep(model, sigma), sigma, about), f"direction between two prompts: {told}"
