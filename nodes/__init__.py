@@ -9,5 +9,6 @@ class FrozenDiffusion(ComfyExtension):
         """All node classes. The node files are imported here and no earlier."""
         from ..modules.host.folders import register_weights
         register_weights()
-        from . import control, demo, harivo, motion, training, video
-        return [node for file in (demo, motion, control, harivo, training, video) for node in file.NODES]
+        from . import control, demo, h_space, harivo, latent_basis, motion, training, video
+        files = (demo, motion, control, harivo, training, video, h_space, latent_basis)
+        return [node for file in files for node in file.NODES]

@@ -27,6 +27,14 @@ def ready(name: str, object_info: dict) -> dict:
                 inputs |= {"width": 128, "height": 128}
             case "KSampler" | "BasicScheduler":
                 inputs["steps"] = min(inputs["steps"], 6)
+            case "FrozenInvertDDIM" | "FrozenCalibrateTimesteps":
+                inputs["steps"] = 6
+            case "SplitSigmas":
+                inputs["step"] = 2
+            case "FrozenEditAlongBasis":
+                inputs |= {"count": 3, "steps": 2}
+            case "FrozenComputeLatentBasis":
+                inputs["rank"] = 2
             case "FrozenClipDataset":
                 inputs["max_clips"] = 4
             case "FrozenTrainMotionModule":

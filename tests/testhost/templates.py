@@ -6,62 +6,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from frozen_diffusion.modules.host.boot import PACK
 
+from .edit_templates import EDIT_TEMPLATES
 from .layout import ui_workflow, write_workflow
 from .server import LINK, Server, free_port
-
-OWN_MODEL = ("\n\n**With your own SD1.5 checkpoint:** replace *Load Sprite World* by *Load Checkpoint*, set the size to "
-             "512x512 and write prompts as usual.")
-CAPTIONS = ("\n\nSprite world knows captions such as `a large fox on the right of a yellow dotted background, bouncing`. "
-            "Sprites: dog cat car apple sunflower ball fish balloon butterfly rocket turtle banana house moon star bee "
-            "guitar mushroom octopus tree fox frog panda watermelon. Motions: standing still, moving left, right, up, "
-            "down, growing, shrinking, spinning, bouncing, circling.")
-
-
-@dataclass(frozen=True)
-class Template:
-    """A graph in API form, whose keys are words, with the notes that stand beside it."""
-
-    graph: Mapping[str, dict]
-    notes: tuple[str, ...]
-    titles: Mapping[str, str] = field(default_factory=dict)
-
-
-def node(class_type: str, **inputs) -> dict:
-    return {"class_type": class_type, "inputs": inputs}
-
-
-def image_graph(prompt: str, frames: int = 1, model: str = "world", seed: int = 7, steps: int = 20) -> dict:
-    """Prompt to frames: the part that every template shares. `model` names the node whose MODEL is sampled."""
-    return {
-        "world": node("FrozenLoadSpriteWorld"),
-        "positive": node("CLIPTextEncode", clip=["world", 1], text=prompt),
-        "negative": node("CLIPTextEncode", clip=["world", 1], text=""),
-        "latent": node("EmptyLatentImage", width=128, height=128, batch_size=frames),
-        "sampler": node("KSampler", model=[model, 0], positive=["positive", 0], negative=["negative", 0],
-                        latent_image=["latent", 0], seed=seed, steps=steps, cfg=5.0, sampler_name="euler",
-                        scheduler="normal", denoise=1.0),
-        "decode": node("VAEDecode", samples=["sampler", 0], vae=["world", 2]),
-    }
-
-
-def video_graph(prompt: str, name: str, frames: int = 16, motion_on: str = "world", model: str = "motion",
-                seed: int = 7) -> dict:
-    """Prompt to a video file and a frame sheet. The motion module sits on the MODEL of node `motion_on`."""
-    return image_graph(prompt, frames, model, seed) | {
-        "module": node("FrozenLoadMotionModule", motion_file="frozen-diffusion/sprite_motion.safetensors"),
-        "motion": node("FrozenApplyMotionModule", model=[motion_on, 0], motion_module=["module", 0], strength=1.0,
-                       frames_per_clip=0, start_percent=0.0, end_percent=1.0, beta_schedule="auto",
-                       groupnorm="official"),
-        "sheet": node("FrozenFrameSheet", frames=["decode", 0], columns=8, every=max(1, frames // 16)),
-        "video": node("CreateVideo", images=["decode", 0], fps=8.0),
-        "save": node("SaveVideo", video=["video", 0], filename_prefix=f"frozen_diffusion/{name}", format="auto",
-                     codec="auto"),
-    }
+from .template_parts import CAPTIONS, OWN_MODEL, Template, image_graph, node, video_graph
 
 
 def text_to_image() -> Template:
@@ -223,7 +175,8 @@ def train_harivo() -> Template:
 
 TEMPLATES = {template.__name__: template for template in (
     text_to_image, text_to_video, text_to_video_style_lora, controlnet_frames, long_clip_context_windows,
-    animatediff_own_checkpoint, train_motion_module, mitigating_gradient, animatediff_smooth, train_harivo)}
+    animatediff_own_checkpoint, train_motion_module, mitigating_gradient, animatediff_smooth, train_harivo,
+    *EDIT_TEMPLATES)}
 
 
 def write_all(folder: Path, object_info: Mapping) -> list[Path]:

@@ -1,0 +1,281 @@
+"""The latent basis: directions of one latent that change the picture most, found without training."""
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+from ..modules.host.latent_basis import IN_H, IN_X, METHODS, SOLVERS
+
+LatentBasis = io.Custom("FROZEN_LATENT_BASIS")
+NOISY = ("A latent that is still noisy: sampled (or inverted) down to where sigmas begins. One picture, no batch.")
+SIGMAS = "The noise levels that are still to come, e.g. low_sigmas of SplitSigmas; the first is the latent's."
+PROMPT = "Prompt of the U-Net. The papers take an empty one; a text draws the directions towards it."
+BASIS = "From Compute Latent Basis, Load Basis and the like."
+MORE = 6                # further bases of a node that takes many
+
+
+def further_bases() -> list:
+    """Optional inputs for more bases."""
+    return [LatentBasis.Input(f"basis_{number}", optional=True, tooltip="Another one.")
+            for number in range(2, MORE + 2)]
+
+
+def given(first, others: dict) -> list:
+    """The bases that are connected, in the order of their names."""
+    return [first, *(others[name] for name in sorted(others) if others[name] is not None)]
+
+
+class FrozenComputeLatentBasis(io.ComfyNode):
+    """The directions that move h-space most."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FrozenComputeLatentBasis",
+            display_name="Compute Latent Basis",
+            category="frozen/latent basis",
+            description="Finds orthonormal directions in a noisy latent that change the U-Net's bottleneck most. "
+                        "Each is a "
+                        "two-sided slider for Edit along Basis. Needs no training and no text.",
+            inputs=[
+                io.Model.Input("model", tooltip="SD1.5, SD2 or SDXL, with LoRAs or not; fp16 will do. Only read."),
+                io.Conditioning.Input("positive", tooltip=PROMPT),
+                io.Latent.Input("latent", tooltip=NOISY),
+                io.Sigmas.Input("sigmas", tooltip=SIGMAS),
+                io.Int.Input("rank", default=4, min=1, max=64, tooltip="How many directions."),
+                io.Combo.Input("solver", options=list(SOLVERS),
+                               tooltip="lanczos: few products, exact pairs. official: the released iteration with its "
+                                       "defects, to compare."),
+                io.Float.Input("tolerance", default=1e-3, min=1e-6, max=0.1, step=1e-4, round=1e-6,
+                               tooltip="lanczos: largest residual, as a share of the first singular value."),
+                io.Int.Input("seed", default=0, min=0, max=2**32 - 1, control_after_generate=False,
+                             tooltip="Of the solver's start. The directions hardly depend on it."),
+                io.Combo.Input("mask_space", options=[IN_H, IN_X],
+                               tooltip="h: look at the bottleneck in the mask only. x: change the latent in the mask "
+                                       "only."),
+                io.Mask.Input("mask", optional=True, tooltip="A region. Without: the whole picture."),
+                LatentBasis.Input("start", optional=True,
+                                  tooltip="A basis of a near timestep, seed or prompt to start from; saves products."),
+            ],
+            outputs=[LatentBasis.Output(display_name="basis", tooltip="The directions, strongest first."),
+                     io.Image.Output(display_name="plot", tooltip="Spectrum, frequencies and the directions as "
+                                                                  "pictures."),
+                     io.String.Output(display_name="report", tooltip="Products, residuals, singular values.")])
+
+    @classmethod
+    def execute(cls, model, positive, latent, sigmas, rank: int, solver: str, tolerance: float, seed: int,
+                mask_space: str, mask=None, start=None) -> io.NodeOutput:
+        from ..modules.basis.report import angle_in_words, basis_picture, basis_text
+        from ..modules.host.latent_basis import BasisRequest, compute_basis
+        request = BasisRequest(rank, solver, tolerance, seed, mask_space)
+        basis, last = compute_basis(model, positive, latent["samples"], sigmas, request, mask, start)
+        text = basis_text([basis]) + "\n" + angle_in_words(last.angle, last.residuals, last.converged)
+        return io.NodeOutput(basis, basis_picture([basis]), text, ui=ui.PreviewText(text))
+
+
+class FrozenEditAlongBasis(io.ComfyNode):
+    """A latent moved along directions."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FrozenEditAlongBasis",
+            display_name="Edit along Basis",
+            category="frozen/latent basis",
+            description="Moves a noisy latent along a direction, by several strengths at once. Sample the result "
+                        "with the "
+                        "same sigmas, prompt and cfg to see the pictures.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model of the basis."),
+                io.Conditioning.Input("positive", tooltip="As for the basis."),
+                io.Latent.Input("latent", tooltip=NOISY),
+                io.Sigmas.Input("sigmas", tooltip=SIGMAS),
+                LatentBasis.Input("basis", tooltip=BASIS),
+                io.Int.Input("direction", default=0, min=-1, max=63, tooltip="Which one. -1: each, one after the "
+                                                                             "other."),
+                io.Float.Input("strength", default=16.0, min=-256.0, max=256.0, step=0.5,
+                               tooltip="How far: steps x gamma. The papers go 16 at 0.6 to 0.7 of the schedule; the "
+                                       "length "
+                                       "of a 512 px latent is about 128, of a sprite-world latent 32."),
+                io.Int.Input("count", default=3, min=1, max=33,
+                             tooltip="So many strengths from -strength to strength in one batch. 1: strength alone."),
+                io.Combo.Input("method", options=list(METHODS),
+                               tooltip="x-space guidance (the second paper): by how the predicted noise changes. "
+                                       "addition: "
+                                       "x + strength v; normalised: with the first paper's cure of contrast."),
+                io.Int.Input("steps", default=16, min=0, max=256, tooltip="Of the guidance; two calls of the U-Net "
+                                                                          "each."),
+                io.Float.Input("eta", default=1.0, min=0.01, max=100.0, step=0.1,
+                               tooltip="Guidance: how far along v the noise is looked at. 1: the paper's."),
+                io.Boolean.Input("keep_norm", default=False,
+                                 tooltip="Give the latent its length back: strong edits stay pictures, and get "
+                                         "weaker."),
+            ],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="Directions x strengths as a batch, still noisy."),
+                     io.String.Output(display_name="report", tooltip="What was done, and warnings.")])
+
+    @classmethod
+    def execute(cls, model, positive, latent, sigmas, basis, **request) -> io.NodeOutput:
+        from ..modules.host.latent_basis import EditRequest, edit
+        samples, text = edit(model, positive, latent["samples"], sigmas, basis, EditRequest(**request))
+        return io.NodeOutput({"samples": samples}, text, ui=ui.PreviewText(text))
+
+
+class FrozenTransportBasis(io.ComfyNode):
+    """A direction carried to another latent."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FrozenTransportBasis",
+            display_name="Transport Basis",
+            category="frozen/latent basis",
+            description="Carries one direction of a basis to another picture, timestep or prompt through h-space.",
+            inputs=[
+                LatentBasis.Input("basis", tooltip="Where the direction was found."),
+                io.Int.Input("direction", default=0, min=0, max=63, tooltip="Which one."),
+                LatentBasis.Input("target", tooltip="The other latent's basis; more directions carry more (the "
+                                                    "paper: 50)."),
+            ],
+            outputs=[LatentBasis.Output(display_name="basis", tooltip="One direction, for Edit along Basis at the "
+                                                                      "target."),
+                     io.Float.Output(display_name="coverage",
+                                     tooltip="0 to 1: how much of the direction exists there. Below 0.3 little is "
+                                             "left.")])
+
+    @classmethod
+    def execute(cls, basis, direction: int, target) -> io.NodeOutput:
+        from ..modules.basis.directions import carry
+        carried, found = carry(basis, direction, target)
+        light = "red: little of it exists there" if found.weak else "green" if found.coverage > 0.6 else "amber"
+        return io.NodeOutput(carried, found.coverage, ui=ui.PreviewText(f"coverage {found.coverage:.2f} ({light})"))
+
+
+class FrozenGlobalBasis(io.ComfyNode):
+    """The mean of several bases."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FrozenGlobalBasis",
+            display_name="Global Basis",
+            category="frozen/latent basis",
+            description="The mean of the bases of several latents at one timestep: directions that they share. Carry "
+                        "one to "
+                        "a latent to use it. Works at high noise.",
+            inputs=[LatentBasis.Input("basis", tooltip=BASIS), *further_bases()],
+            outputs=[LatentBasis.Output(display_name="basis", tooltip="For Transport Basis and Save Basis.")])
+
+    @classmethod
+    def execute(cls, basis, **others) -> io.NodeOutput:
+        from ..modules.basis.directions import mean_basis
+        return io.NodeOutput(mean_basis(given(basis, others)))
+
+
+class FrozenPromptDirection(io.ComfyNode):
+    """A named slider out of two prompts."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FrozenPromptDirection",
+            display_name="Prompt Direction",
+            category="frozen/latent basis",
+            description="The direction in which the latent would have to move for h-space to look as with another "
+                        "prompt.",
+            inputs=[
+                io.Model.Input("model", tooltip="SD1.5, SD2 or SDXL. Only read."),
+                io.Conditioning.Input("positive_a", tooltip="What the picture is, e.g. a small dog."),
+                io.Conditioning.Input("positive_b", tooltip="What it should become, e.g. a large dog."),
+                io.Latent.Input("latent", tooltip=NOISY),
+                io.Sigmas.Input("sigmas", tooltip=SIGMAS),
+                LatentBasis.Input("basis", optional=True,
+                                  tooltip="Stay within these directions: more natural edits. Without: the steepest "
+                                          "way."),
+            ],
+            outputs=[LatentBasis.Output(display_name="basis", tooltip="One direction, for Edit along Basis."),
+                     io.String.Output(display_name="report", tooltip="Its coverage.")])
+
+    @classmethod
+    def execute(cls, model, positive_a, positive_b, latent, sigmas, basis=None) -> io.NodeOutput:
+        from ..modules.host.latent_basis import direction_between
+        found, text = direction_between(model, positive_a, positive_b, latent["samples"], sigmas, basis)
+        return io.NodeOutput(found, text, ui=ui.PreviewText(text))
+
+
+class FrozenBasisReport(io.ComfyNode):
+    """Figures and pictures of bases."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FrozenBasisReport",
+            display_name="Basis Report",
+            category="frozen/latent basis",
+            description="Spectrum with gaps, frequencies, pictures of the directions; with several bases the "
+                        "distances of "
+                        "their tangent spaces, beside that of random ones.",
+            inputs=[LatentBasis.Input("basis", tooltip=BASIS), *further_bases()],
+            outputs=[io.Image.Output(display_name="plot", tooltip="Everything as one picture."),
+                     io.String.Output(display_name="report", tooltip="The figures.")])
+
+    @classmethod
+    def execute(cls, basis, **others) -> io.NodeOutput:
+        from ..modules.basis.report import basis_picture, basis_text
+        bases = given(basis, others)
+        text = basis_text(bases)
+        return io.NodeOutput(basis_picture(bases), text, ui=ui.PreviewText(text))
+
+
+class FrozenSaveBasis(io.ComfyNode):
+    """A basis into a file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FrozenSaveBasis",
+            display_name="Save Basis",
+            category="frozen/latent basis",
+            description="Writes a basis into the output folder, with noise level, residuals and the identity of its "
+                        "model.",
+            inputs=[LatentBasis.Input("basis", tooltip=BASIS),
+                    io.String.Input("filename_prefix", default="latent_bases/basis",
+                                    tooltip="Name in the output folder.")],
+            outputs=[io.String.Output(display_name="path", tooltip="The file that was written.")],
+            is_output_node=True)
+
+    @classmethod
+    def execute(cls, basis, filename_prefix: str) -> io.NodeOutput:
+        from ..modules.basis.basis import basis_tensors
+        from ..modules.host.safetensors_files import save_tensors
+        path = save_tensors("latent basis", *basis_tensors(basis), filename_prefix)
+        return io.NodeOutput(str(path), ui=ui.PreviewText(str(path)))
+
+
+class FrozenLoadBasis(io.ComfyNode):
+    """A basis from a file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FrozenLoadBasis",
+            display_name="Load Basis",
+            category="frozen/latent basis",
+            description="Reads a basis that Save Basis wrote.",
+            inputs=[io.String.Input("file", default="latent_bases/basis_00001_.safetensors",
+                                    tooltip="A path inside the output or input folder, or an absolute one.")],
+            outputs=[LatentBasis.Output(display_name="basis", tooltip="Its directions.")])
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str) -> str:
+        from ..modules.host.safetensors_files import state_of
+        return state_of(file)
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        from ..modules.basis.basis import read_basis
+        from ..modules.host.safetensors_files import find_file
+        return io.NodeOutput(read_basis(find_file(file)))
+
+
+NODES = [FrozenComputeLatentBasis, FrozenEditAlongBasis, FrozenTransportBasis, FrozenGlobalBasis, FrozenPromptDirection,
+         FrozenBasisReport, FrozenSaveBasis, FrozenLoadBasis]

@@ -1,0 +1,249 @@
+"""The templates of h-space content injection and of the latent basis; see templates.py."""
+from __future__ import annotations
+
+from .template_parts import OWN_MODEL, Template, image_graph, node, video_graph
+
+CONTENT = "a large panda on the right of a purple plain background"
+STYLE = "a small car on the left of a blue striped background"
+OWN_PICTURES = ("\n\n**With your own pictures:** replace *KSampler* and its prompt by *Load Image* and *VAE Encode*, "
+                "and *Load "
+                "Sprite World* by *Load Checkpoint*. Both pictures need one size.")
+EDIT_STEPS = 50
+
+
+def picture(name: str, prompt: str, seed: int) -> dict:
+    """A picture from a prompt as a LATENT, `name`, and shown."""
+    part = image_graph(prompt, seed=seed)
+    part = {key: part[key] for key in ("positive", "latent", "sampler", "decode")}
+    part["sampler"]["inputs"] |= {"positive": [f"{name} prompt", 0], "negative": ["empty", 0],
+                                  "latent_image": [f"{name} size", 0]}
+    part["decode"]["inputs"] |= {"samples": [name, 0]}
+    return {f"{name} prompt": part["positive"], f"{name} size": part["latent"], name: part["sampler"],
+            f"{name} decode": part["decode"], f"{name} shown": node("PreviewImage", images=[f"{name} decode", 0])}
+
+
+def inverted(name: str, deep_skips: int = 0) -> dict:
+    """The inversion of picture `name`."""
+    return {f"{name} inverted": node("FrozenInvertDDIM", model=["world", 0], positive=["empty", 0], latent=[name, 0],
+                                     steps=EDIT_STEPS, refinements=0, deep_skips=deep_skips, check=True,
+                                     vae=["world", 2])}
+
+
+def world() -> dict:
+    return {"world": node("FrozenLoadSpriteWorld"), "empty": node("CLIPTextEncode", clip=["world", 1], text="")}
+
+
+def injection(trace: str, **changes) -> dict:
+    settings = {"preset": "custom", "gamma": "0.8", "t_edit": 300.0, "t_boost": 0.0, "omega": 0.0, "mode": "asymmetric",
+                "apply_to": "both", "norm_mode": "masked", "check": "model", "gamma_skips": 0.8, "dt_lambda": 1.0,
+                "replace_steps": 50, "auto_gamma": False, "shared_encoder": True}
+    return node("FrozenHSpaceInjectionSampler", trace=[trace, 0 if trace.startswith(("loaded", "both")) else 1],
+                **(settings | changes))
+
+
+def sampled(latent: list, sigmas: list, sampler: list, model: str = "world") -> dict:
+    return node("SamplerCustom", model=[model, 0], add_noise=False, noise_seed=0, cfg=1.0, positive=["empty", 0],
+                negative=["empty", 0], sampler=sampler, sigmas=sigmas, latent_image=latent)
+
+
+def saved(samples: list, name: str) -> dict:
+    return {"decode": node("VAEDecode", samples=samples, vae=["world", 2]),
+            "save": node("SaveImage", images=["decode", 0], filename_prefix=f"frozen_diffusion/{name}")}
+
+
+def h_space_content_and_style() -> Template:
+    graph = world() | picture("content", CONTENT, 3) | picture("style", STYLE, 4)
+    graph |= inverted("content", deep_skips=7) | inverted("style")
+    graph |= {
+        "injection": injection("content inverted"),
+        "noise": node("DisableNoise"),
+        "guider": node("BasicGuider", model=["world", 0], conditioning=["empty", 0]),
+        "result": node("FrozenRecordHSpace", noise=["noise", 0], guider=["guider", 0], sampler=["injection", 0],
+                       sigmas=["style inverted", 2], latent_image=["style inverted", 0], deep_skips=0),
+        "what it did": node("PreviewImage", images=["result", 2])}
+    graph |= saved(["result", 0], "content_and_style")
+    return Template(graph, ("## The content of one picture in the style of another\nBoth pictures are inverted to "
+                            "noise. "
+                            "Sampling from the noise of *style*, the bottleneck features of *content* are blended in: "
+                            "shape, size and place come from the one, background and colours from the other. No "
+                            "training.\n\n- **gamma** and **gamma_skips**: how much content. The paper blends the "
+                            "bottleneck alone (gamma_skips 0, gamma 0.3), which is enough for pixel models; latent "
+                            "models "
+                            "keep much content in the deep skips.\n- Watch the report of *Invert (DDIM)*: below 30 "
+                            "dB the "
+                            "inversion is the problem, not the injection.\n- Keep cfg at 1." + OWN_PICTURES,))
+
+
+def h_space_masked() -> Template:
+    graph = world() | picture("content", CONTENT, 3) | picture("second", "a large bee on the left of a red plain "
+                                                                         "background",
+                                                              5) | picture("style", STYLE, 4)
+    graph |= inverted("content", deep_skips=7) | inverted("second", deep_skips=7) | inverted("style")
+    graph |= {
+        "size": node("SolidMask", value=0.0, width=128, height=128),
+        "half": node("SolidMask", value=1.0, width=64, height=128),
+        "right side": node("MaskComposite", destination=["size", 0], source=["half", 0], x=64, y=0, operation="add"),
+        "left side": node("InvertMask", mask=["right side", 0]),
+        "masked": node("FrozenMaskHSpace", trace=["content inverted", 1], mask=["right side", 0], threshold=0.5,
+                       strength=1.0),
+        "masked second": node("FrozenMaskHSpace", trace=["second inverted", 1], mask=["left side", 0], threshold=0.5,
+                              strength=1.0),
+        "both": node("FrozenMergeHSpace", trace_a=["masked", 0], trace_b=["masked second", 0], mode="beside",
+                     weight=0.5),
+        "keep": node("FrozenSaveHTrace", trace=["both", 0], filename_prefix="h_traces/two_contents"),
+        "loaded": node("FrozenLoadHTrace", file=["keep", 0]),
+        "calibrated": node("FrozenCalibrateTimesteps", model=["world", 0], positive=["empty", 0], vae=["world", 2],
+                           latent=["style", 0], steps=20, distance="ssim"),
+        "calibration": node("PreviewImage", images=["calibrated", 2]),
+        "injection": injection("loaded", t_edit=["calibrated", 0]),
+        "result": sampled(["style inverted", 0], ["style inverted", 2], ["injection", 0])}
+    graph |= saved(["result", 0], "masked_injection")
+    return Template(graph, ("## Content in a region, and two contents at once\nEach trace gets its own mask: the "
+                            "panda acts "
+                            "on the right half, the bee on the left. *Save h-Trace* keeps both in a file, with the "
+                            "identity "
+                            "of the model; *Load h-Trace* refuses it on another one.\n\n*Calibrate t_edit* finds "
+                            "down to "
+                            "which timestep this model still decides content, from pictures of yours." + OWN_PICTURES,))
+
+
+def h_space_clip() -> Template:
+    graph = video_graph("a large dog in the middle of a blue striped background, moving left", "content_in_clip")
+    del graph["sampler"]
+    graph |= {
+        "content prompt": node("CLIPTextEncode", clip=["world", 1], text="a large fox in the middle of a red plain "
+                                                                         "background"),
+        "one": node("EmptyLatentImage", width=128, height=128, batch_size=1),
+        "euler": node("KSamplerSelect", sampler_name="euler"),
+        "sigmas": node("BasicScheduler", model=["motion", 0], scheduler="normal", steps=20, denoise=1.0),
+        "content noise": node("RandomNoise", noise_seed=21),
+        "content guider": node("CFGGuider", model=["world", 0], positive=["content prompt", 0],
+                               negative=["negative", 0], cfg=5.0),
+        "content": node("FrozenRecordHSpace", noise=["content noise", 0], guider=["content guider", 0],
+                        sampler=["euler", 0], sigmas=["sigmas", 0], latent_image=["one", 0], deep_skips=7),
+        "injection": injection("content", gamma="0.5", gamma_skips=0.5, t_edit=400.0, check="model"),
+        "noise": node("RandomNoise", noise_seed=7),
+        "guider": node("CFGGuider", model=["motion", 0], positive=["positive", 0], negative=["negative", 0], cfg=5.0),
+        "sampler": node("SamplerCustomAdvanced", noise=["noise", 0], guider=["guider", 0], sampler=["injection", 0],
+                        sigmas=["sigmas", 0], latent_image=["latent", 0])}
+    return Template(graph, ("## Content into a clip\n*Record h-Space* samples a picture and keeps its bottleneck "
+                            "features; "
+                            "the clip is then sampled with them in every frame. A clip of contents works too: one "
+                            "picture "
+                            "a frame. With the host's context windows each window gets the features of its own frames."
+                            + OWN_MODEL,))
+
+
+def h_space_any_sampler() -> Template:
+    graph = world() | picture("content", CONTENT, 3) | inverted("content", deep_skips=7) | {
+        "positive": node("CLIPTextEncode", clip=["world", 1], text=STYLE),
+        "latent": node("EmptyLatentImage", width=128, height=128, batch_size=1),
+        "light": node("FrozenInjectHSpace", model=["world", 0], trace=["content inverted", 1], gamma="0.8",
+                      t_edit=400.0, apply_to="both", norm_mode="masked", check="model", gamma_skips=0.8),
+        "light sampler": node("KSampler", model=["light", 0], positive=["positive", 0], negative=["empty", 0],
+                              latent_image=["latent", 0], seed=4, steps=20, cfg=5.0, sampler_name="dpmpp_2m",
+                              scheduler="normal", denoise=1.0),
+        "light decode": node("VAEDecode", samples=["light sampler", 0], vae=["world", 2]),
+        "light shown": node("PreviewImage", images=["light decode", 0]),
+        "calibration": node("FrozenLatentCalibration", edited_model=["light", 0], omega=0.3, start=1000.0, end=400.0),
+        "noise": node("RandomNoise", noise_seed=4),
+        "guider": node("CFGGuider", model=["world", 0], positive=["positive", 0], negative=["empty", 0], cfg=5.0),
+        "sigmas": node("BasicScheduler", model=["world", 0], scheduler="normal", steps=20, denoise=1.0),
+        "result": node("SamplerCustomAdvanced", noise=["noise", 0], guider=["guider", 0], sampler=["calibration", 0],
+                       sigmas=["sigmas", 0], latent_image=["latent", 0])}
+    graph |= saved(["result", 0], "any_sampler")
+    return Template(graph, ("## Injection under any sampler, and latent calibration\n*Inject h-Space* is a patch on "
+                            "the "
+                            "MODEL: it works with every sampler and with cfg, and is several times weaker than the "
+                            "*h-Space "
+                            "Injection Sampler*.\n\n*Latent Calibration Sampler* lets such a patch (or FreeU, or an "
+                            "attention edit) act by moving the latent instead: **omega** 0 is the full edit, 1 almost "
+                            "none." + OWN_PICTURES,))
+
+
+def noisy(name: str) -> dict:
+    """Picture `name` inverted and sampled back down to t 0.7: the latent in which directions are looked for."""
+    return inverted(name) | {
+        f"{name} split": node("SplitSigmas", sigmas=[f"{name} inverted", 2], step=15),
+        f"{name} noisy": sampled([f"{name} inverted", 0], [f"{name} split", 0], ["euler", 0])}
+
+
+def basis(name: str, rank: int, label: str = "basis") -> dict:
+    return {label: node("FrozenComputeLatentBasis", model=["world", 0], positive=["empty", 0],
+                        latent=[f"{name} noisy", 0], sigmas=[f"{name} split", 1], rank=rank,
+                        solver="lanczos", tolerance=0.001, seed=0, mask_space="h")}
+
+
+def edited(name: str, of: str, **changes) -> dict:
+    """The noisy latent of `name` moved along basis `of`, sampled to the end and laid out as a sheet."""
+    settings = {"direction": 0, "strength": 12.0, "count": 5, "method": "x-space guidance", "steps": 16, "eta": 1.0,
+                "keep_norm": False} | changes
+    return {"edit": node("FrozenEditAlongBasis", model=["world", 0], positive=["empty", 0], latent=[f"{name} noisy", 0],
+                         sigmas=[f"{name} split", 1], basis=[of, 0], **settings),
+            "finish": sampled(["edit", 0], [f"{name} split", 1], ["euler", 0]),
+            "decode": node("VAEDecode", samples=["finish", 0], vae=["world", 2]),
+            "sheet": node("FrozenFrameSheet", frames=["decode", 0], columns=settings["count"], every=1),
+            "save": node("SaveImage", images=["sheet", 0], filename_prefix="frozen_diffusion/directions")}
+
+
+def basis_world(*pictures: tuple[str, str, int]) -> dict:
+    graph = world() | {"euler": node("KSamplerSelect", sampler_name="euler")}
+    for name, prompt, seed in pictures:
+        graph |= picture(name, prompt, seed) | noisy(name)
+    return graph
+
+
+def latent_basis_directions() -> Template:
+    graph = basis_world(("picture", "a large fox in the middle of a blue plain background", 6)) | basis("picture", 4)
+    graph |= edited("picture", "basis", direction=-1)
+    graph |= {"plot": node("PreviewImage", images=["basis", 1])}
+    return Template(graph, ("## Find directions of a picture\nThe picture is inverted and denoised down to t = 0.7. "
+                            "There the "
+                            "directions are computed that change the bottleneck most, and the contact sheet shows "
+                            "each (a "
+                            "row) from -strength to +strength. Nothing is trained and no text is needed.\n\n- "
+                            "Earlier splits "
+                            "(smaller **step** of *Split Sigmas*) change more, later ones details.\n- **strength** "
+                            "is the "
+                            "way in the latent; 16 suits 512 pixels.\n- A prompt instead of the empty one draws the "
+                            "directions towards it." + OWN_PICTURES,))
+
+
+def latent_basis_transport() -> Template:
+    graph = basis_world(("picture", "a large fox in the middle of a blue plain background", 6),
+                        ("other", "a small cat on the left of a green dotted background", 8))
+    graph |= basis("picture", 4) | basis("other", 12, "target") | {
+        "mean": node("FrozenGlobalBasis", basis=["basis", 0], basis_2=["target", 0]),
+        "report": node("FrozenBasisReport", basis=["basis", 0], basis_2=["target", 0], basis_3=["mean", 0]),
+        "plot": node("PreviewImage", images=["report", 0]),
+        "keep": node("FrozenSaveBasis", basis=["basis", 0], filename_prefix="latent_bases/fox"),
+        "loaded": node("FrozenLoadBasis", file=["keep", 0]),
+        "carried": node("FrozenTransportBasis", basis=["loaded", 0], direction=0, target=["target", 0])}
+    graph |= edited("other", "carried")
+    return Template(graph, ("## Carry a direction to another picture\nA direction found in one picture goes through "
+                            "h-space "
+                            "to another one. **coverage** tells how much of it exists there: green above 0.6, red "
+                            "below "
+                            "0.3.\n\n*Basis Report* shows how far the tangent spaces are apart, beside random ones. "
+                            "*Global "
+                            "Basis* is the mean of several pictures' directions; carry its directions in the same way."
+                            + OWN_PICTURES,))
+
+
+def latent_basis_prompt_slider() -> Template:
+    graph = basis_world(("picture", "a small dog in the middle of a blue plain background", 6)) | basis("picture", 12)
+    graph |= {
+        "from": node("CLIPTextEncode", clip=["world", 1], text="a small dog in the middle of a blue plain background"),
+        "to": node("CLIPTextEncode", clip=["world", 1], text="a large dog in the middle of a blue plain background"),
+        "slider": node("FrozenPromptDirection", model=["world", 0], positive_a=["from", 0], positive_b=["to", 0],
+                       latent=["picture noisy", 0], sigmas=["picture split", 1], basis=["basis", 0])}
+    graph |= edited("picture", "slider")
+    return Template(graph, ("## A named slider from two prompts\n*Prompt Direction* finds how the latent must move "
+                            "for the "
+                            "bottleneck to look as with the other prompt; within the basis, so that the edit stays "
+                            "natural. "
+                            "Unplug **basis** for the steepest way." + OWN_PICTURES,))
+
+
+EDIT_TEMPLATES = (h_space_content_and_style, h_space_masked, h_space_clip, h_space_any_sampler, latent_basis_directions,
+                  latent_basis_transport, latent_basis_prompt_slider)
