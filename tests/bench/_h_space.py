@@ -1,0 +1,103 @@
+"""Content injection on sprite world, for benchmarks: pairs of pictures, their inversions, and the oracle's marks."""
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from bench._sprite_world import World, condition
+
+from frozen_diffusion.modules.demo.oracle import Reading, read_pictures
+from frozen_diffusion.modules.demo.renderer import render
+from frozen_diffusion.modules.demo.world import Scene, random_scene
+from frozen_diffusion.modules.host.h_space_sampling import InjectionRequest, injection_sampler
+from frozen_diffusion.modules.host.inversion import guider_of, invert
+from frozen_diffusion.modules.hspace.curve import Curve
+from frozen_diffusion.modules.hspace.steps import InjectionSettings
+from frozen_diffusion.modules.hspace.trace import HTrace, places
+from frozen_diffusion.modules.training.order import stream
+
+CONTENT, STYLE = ("sprite", "size", "place"), ("colour", "texture")
+DEEP = 7            # skips of sprite world's decoder that carry a sprite's place, size and kind, but little background
+BATCH = 20          # pairs at once
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Inverted pictures that have nothing in common: contents, and originals in which to inject them."""
+
+    contents: list[Scene]
+    originals: list[Scene]
+    trace: HTrace
+    noise: torch.Tensor             # [N, 4, 16, 16]
+    sigmas: torch.Tensor
+
+
+def draw(count: int, seed: int) -> tuple[list[Scene], list[Scene]]:
+    """Scenes (contents, originals) that differ pairwise in every attribute."""
+    rng = random.Random(seed)
+    contents, originals = [], []
+    while len(contents) < count:
+        one, two = random_scene(rng), random_scene(rng)
+        if all(getattr(one, name) != getattr(two, name) for name in CONTENT + STYLE):
+            contents.append(one)
+            originals.append(two)
+    return contents, originals
+
+
+def latents(world: World, scenes: list[Scene], seed: int) -> torch.Tensor:
+    """LATENT samples of true pictures of the scenes."""
+    pixels = render(scenes, stream("h-space bench", seed), 1)[0][:, 0]
+    return world.vae.encode(pixels.movedim(1, -1))
+
+
+def empty(world: World, count: int) -> list:
+    """The empty prompt for so many pictures."""
+    return condition(world.clip, [""] * count)
+
+
+def pairs(world: World, count: int, seed: int, steps: int) -> Iterator[Pairs]:
+    """`count` pairs in batches, inverted with the empty prompt, as the method's models know no prompt."""
+    contents, originals = draw(count, seed)
+    for start in range(0, count, BATCH):
+        one, two = contents[start:start + BATCH], originals[start:start + BATCH]
+        text = empty(world, len(one))
+        content = invert(world.model, text, latents(world, one, seed + start), steps, deep_skips=DEEP, way_back=False)
+        original = invert(world.model, text, latents(world, two, seed + start + 1), steps, way_back=False)
+        yield Pairs(one, two, content.trace, original.noise, original.sigmas)
+
+
+def settings(gamma: float, **changes) -> InjectionSettings:
+    """Deterministic settings without calibration unless `changes` say otherwise."""
+    return InjectionSettings(**{"gamma": Curve(((0.0, gamma),)), "t_boost": -1, "omega": 0.0} | changes)
+
+
+def h_alone(trace: HTrace) -> HTrace:
+    """The trace without its deep skips."""
+    return replace(trace, features={place: trace.features[place] for place in places(0)})
+
+
+def injected(world: World, given: Pairs, wanted: InjectionSettings, gamma_skips: float = 0.0,
+             trace: HTrace | None = None, **request) -> torch.Tensor:
+    """LATENT samples of the originals with the contents injected."""
+    sampler = injection_sampler(InjectionRequest(trace or given.trace, wanted, gamma_skips=gamma_skips,
+                                                 **{"shared_encoder": True} | request))
+    return guider_of(world.model, empty(world, len(given.noise))).sample(
+        torch.zeros_like(given.noise), given.noise, sampler, given.sigmas, disable_pbar=True, seed=0)
+
+
+def pictures(world: World, samples: torch.Tensor) -> torch.Tensor:
+    """[N, 3, 128, 128] in 0..1."""
+    return world.vae.decode(samples).movedim(-1, 1).float().cpu()
+
+
+def share(asked: list[Scene], seen: Reading, names: tuple[str, ...]) -> float:
+    """Mean over the attributes of the fraction of pictures that have the asked one's."""
+    matches = [getattr(a, name) == getattr(b, name) for a, b in zip(asked, seen.scenes, strict=True) for name in names]
+    return sum(matches) / len(matches)
+
+
+def read(world: World, samples: torch.Tensor) -> Reading:
+    """What the oracle sees in sampled latents."""
+    return read_pictures(pictures(world, samples))
