@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import struct
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 SAFETENSORS = (".safetensors", ".sft")
@@ -75,3 +76,16 @@ def read_header(path: Path) -> dict:
             raise ValueError(f"{path.name} does not begin like a safetensors file")
         file.seek(8)
         return json.loads(file.read(length))
+
+
+def check_format(path: Path, metadata: Mapping[str, str] | None, wanted: str, version: str, what: str, node: str,
+                 error: type[ValueError]) -> None:
+    """Refuse a safetensors file that is not `what`, as the node of that name writes it. Raises `error`."""
+    metadata = metadata or {}
+    if metadata.get("format") != wanted:
+        raise error(f"{path.name} is a safetensors file, but no {what}: its format is "
+                    f"{metadata.get('format', 'not named')!r}. Choose a file that {node} wrote.")
+    if metadata.get("format_version") != version:
+        raise error(f"{path.name} is of version {metadata.get('format_version')} and this pack reads version "
+                    f"{version}. "
+                    "Update the pack.")

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..file_mistakes import check_file, read_header
+from ..file_mistakes import check_file, check_format, read_header
 from .triplets import Triplets, canonical
 
 FORMAT, VERSION = "frozen-diffusion latent basis", "1"
@@ -92,12 +92,7 @@ def read_basis(path: str | Path) -> LatentBasis:
     path = Path(path)
     check_file(path, BasisFileError)
     metadata = read_header(path).get("__metadata__") or {}
-    if metadata.get("format") != FORMAT:
-        raise BasisFileError(f"{path.name} is a safetensors file, but no latent basis: its format is "
-                             f"{metadata.get('format', 'not named')!r}. Choose a file that Save Basis wrote.")
-    if metadata.get("format_version") != VERSION:
-        raise BasisFileError(f"{path.name} is of version {metadata.get('format_version')} and this pack reads version "
-                             f"{VERSION}. Update the pack.")
+    check_format(path, metadata, FORMAT, VERSION, "latent basis", "Save Basis", BasisFileError)
     try:
         tensors = load_file(path)
         about = json.loads(metadata["about"])

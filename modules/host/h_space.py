@@ -117,7 +117,8 @@ class Injection:
 
     Attributes:
         gamma: [of h, of the deep skips] at the step at hand.
-        seen: angles in degrees and |h| / |skip| of the calls since the last `reset`, for the diagnostics.
+        calls: how often the middle block's output came by.
+        angles, ratios: in degrees, and |h| / |skip|, of all calls that nobody has asked for yet.
     """
 
     trace: HTrace
@@ -127,6 +128,7 @@ class Injection:
     time: float = 0.0
     gamma: float = 0.0
     gamma_skips: float = 0.0
+    calls: int = 0
     angles: list[float] = field(default_factory=list)
     ratios: list[float] = field(default_factory=list)
     warned: set[str] = field(default_factory=set)
@@ -196,6 +198,7 @@ class HSpaceTap:
                 self.capture.add(place, x, options)
         if self.injection is not None:
             if number == 0:
+                self.injection.calls += 1
                 self.injection.ratios += (norms(h) / norms(coming).clamp(min=1e-12)).tolist()
                 h = self.injection.blend(H, h, options)
             coming = self.injection.blend(skip(number), coming, options)

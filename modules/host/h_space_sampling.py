@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..hspace.curve import Curve
 from ..hspace.steps import InjectionSettings, calibrated, draws, euler, injected_steps, sample_injected
-from ..hspace.trace import HTrace
+from ..hspace.trace import HTrace, TraceError
 from .h_space import (
     BOTH,
     MASKED,
@@ -112,8 +112,13 @@ class InjectedDenoiser:
         if self.shared is not None:
             self.shared.mode = self.shared.REPLAY if inject else self.shared.BOTH if first else self.shared.OFF
             self.prepared = step if first else self.prepared
-        sigma = x.new_full((len(x),), self.sigmas[step])
-        return self.model(x, sigma, **{**self.extra_args, "model_options": self.options})
+        sigma, before = x.new_full((len(x),), self.sigmas[step]), self.injection.calls
+        denoised = self.model(x, sigma, **{**self.extra_args, "model_options": self.options})
+        if (first if self.shared is not None else inject) and self.injection.calls == before:
+            raise TraceError("The middle block was not seen in an injected step. A node that skips deep blocks "
+                             "(DeepCache "
+                             "and its like) is in the way; take it away.")
+        return denoised
 
     def set(self, step: int) -> None:
         settings, time = self.request.settings, self.times[step]

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..file_mistakes import check_file
+from ..file_mistakes import check_file, check_format
 from .slerp import spherical_mean
 
 FORMAT, VERSION = "frozen-diffusion h-trace", "1"
@@ -145,12 +145,7 @@ def read_trace(path: Path) -> HTrace:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise TraceError(f"{path.name} is no h-trace: {error}") from error
-    if metadata.get("format") != FORMAT:
-        raise TraceError(f"{path.name} is a safetensors file, but no h-trace: its format is "
-                         f"{metadata.get('format', 'not named')!r}. Choose a file that Save h-Trace wrote.")
-    if metadata.get("format_version") != VERSION:
-        raise TraceError(f"{path.name} is of version {metadata.get('format_version')} and this pack reads version "
-                         f"{VERSION}. Update the pack.")
+    check_format(path, metadata, FORMAT, VERSION, "h-trace", "Save h-Trace", TraceError)
     parts = []
     for number, told in enumerate(json.loads(metadata["parts"])):
         own = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith(f"{number}.")}

@@ -57,7 +57,8 @@ def run() -> dict:
             figures[f"{prefix}products_{k}"] = last.products
             figures[f"{prefix}angle_{k}"] = torch.rad2deg(angle).item()
             told[f"{prefix}{k}"] = {"converged": last.converged, "allowed": 8 * k + 24}
-            print(f"{prefix}{k}: {last.products} products", file=sys.stderr, flush=True)
+            found = f"{last.products} products, {figures[f'{prefix}angle_{k}']:.3f} degrees"
+            print(f"{prefix}{k}: {found}", file=sys.stderr, flush=True)
     return {"figures": figures,
             "context": context(seeds=[SEED], sigma=SIGMA, size={"n": encoder.x.numel(), "m": len(s)},
                                spectrum=s[:12].tolist(), solvers=told)}

@@ -152,12 +152,26 @@ def test_one_encoder_pass_serves_both_predictions(comfy, base, settings):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
 
 
-def test_one_encoder_pass_with_control_and_free_u(comfy, base):
-    """Patches of others act in both passes of the decoder as they do in whole passes."""
+def with_control(model):
+    """The MODEL as a ControlNet would call it: residuals after the middle block and on the first skip."""
+    model = model.clone()
+
+    def wrapper(executor, x, timesteps, context, y, control, options, *args, **kwargs):
+        residuals = {name: [torch.randn(len(x), 128, 2, 2, generator=stream("control", name))]
+                     for name in ("middle", "output")}
+        return executor(x, timesteps, context, y, residuals, options, *args, **kwargs)
+
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "control", wrapper)
+    return model
+
+
+@pytest.mark.parametrize("change", [with_control, lambda model: FreeU().patch(model, 1.1, 1.2, 0.9, 0.8)[0]],
+                         ids=["ControlNet", "FreeU"])
+def test_one_encoder_pass_beside_other_changes(comfy, base, change):
+    """Residuals and patches of others act in both passes of the decoder as they do in whole passes."""
     _, trace = record(comfy, base, start="other")
-    model = comfy.run(FreeU, model=base, b1=1.1, b2=1.2, s1=0.9, s2=0.8)[0]
-    two, one = (run(model, injected(trace, PLAIN, shared_encoder=on)) for on in (False, True))
-    torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+    two, one = (run(change(base), injected(trace, PLAIN, shared_encoder=on)) for on in (False, True))
+    torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(one, run(base, injected(trace)), atol=1e-3)
 
 
@@ -352,8 +366,11 @@ def test_skipped_deep_blocks_are_noticed(comfy, base):
     model = base.clone()
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "cache",
                                lambda executor, x, *args, **kwargs: torch.zeros_like(x))
-    with pytest.raises(TraceError, match="not seen"):
-        record(comfy, model, steps=2)
+    trace = record(comfy, base, start="other")[1]
+    for call in (lambda: record(comfy, model, steps=2), lambda: run(model, injected(trace)),
+                 lambda: run(model, injected(trace, shared_encoder=True))):
+        with pytest.raises(TraceError, match="not seen"):
+            call()
 
 
 def test_the_model_stays_clean_after_a_failure(comfy, base):

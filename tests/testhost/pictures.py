@@ -1,15 +1,22 @@
-"""The moving picture of the README, made by the model that the pack ships.
+"""The pictures of the README and of the help pages, made by the model and the templates that the pack ships.
 
-    PYTHONPATH=tests python -m testhost.pictures        writes nodes/web/docs/text_to_video.webp
+    PYTHONPATH=tests python -m testhost.pictures [video | edits]        writes nodes/web/docs/*.webp
 """
 from __future__ import annotations
 
+import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from frozen_diffusion.modules.frame_sheet import to_image
 from frozen_diffusion.modules.host.boot import PACK, boot_comfyui
+
+from .edit_templates import EDIT_TEMPLATES
+from .server import Server
 
 DOCS = PACK / "nodes" / "web" / "docs"
 PROMPTS = {      # caption: seed
@@ -19,7 +26,15 @@ PROMPTS = {      # caption: seed
     "a large cat in the middle of a green plain background, growing": 7,
     "a small balloon in the middle of a pink plain background, bouncing": 7,
     "a large star in the middle of a black plain background, spinning": 7}
-COLUMNS, FPS = 6, 8
+COLUMNS, FPS, GAP = 6, 8, 6
+EDITS = {       # template: {picture: its output nodes, side by side}
+    "h_space_content_and_style": {"h_space_content_and_style": ("content shown", "style shown", "save"),
+                                  "h_space_report": ("what it did",)},
+    "h_space_masked": {"h_space_masked": ("content shown", "second shown", "style shown", "save"),
+                       "h_space_calibration": ("calibration",)},
+    "latent_basis_directions": {"latent_basis_directions": ("save",), "latent_basis_report": ("plot",)},
+    "latent_basis_transport": {"latent_basis_transport": ("save",)},
+    "latent_basis_prompt_slider": {"latent_basis_prompt_slider": ("save",)}}
 
 
 def write_moving(clips: torch.Tensor, path: Path) -> None:
@@ -29,7 +44,18 @@ def write_moving(clips: torch.Tensor, path: Path) -> None:
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=1000 // FPS, loop=0, quality=80, method=6)
 
 
-def main() -> None:
+def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures in a row, tops aligned, on white."""
+    width = sum(picture.width for picture in pictures) + GAP * (len(pictures) - 1)
+    row = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
+    left = 0
+    for picture in pictures:
+        row.paste(picture, (left, 0))
+        left += picture.width + GAP
+    return row
+
+
+def make_video() -> None:
     boot_comfyui(["--use-pytorch-cross-attention"])
     from bench._sprite_world import generate, load_world, with_motion
     world = load_world()
@@ -40,5 +66,17 @@ def main() -> None:
     print(DOCS / "text_to_video.webp")
 
 
+def make_edits() -> None:
+    graphs = {template.__name__: template().graph for template in EDIT_TEMPLATES}
+    with tempfile.TemporaryDirectory() as folder, Server(Path(folder)) as server:
+        for name, wanted in EDITS.items():
+            shown = server.submit(graphs[name], seconds=1800)
+            for picture, nodes in wanted.items():
+                row = side_by_side([Image.open(server.files({key: shown[key]})[0]) for key in nodes])
+                row.convert("RGB").save(DOCS / f"{picture}.webp", quality=85, method=6)
+                print(DOCS / f"{picture}.webp", flush=True)
+
+
 if __name__ == "__main__":
-    main()
+    for part in sys.argv[1:] or ("video", "edits"):
+        {"video": make_video, "edits": make_edits}[part]()
