@@ -3,8 +3,8 @@ from __future__ import annotations
 
 from .template_parts import OWN_MODEL, Template, image_graph, node, video_graph
 
-CONTENT = "a large panda on the right of a purple plain background"
-STYLE = "a small car on the left of a blue striped background"
+CONTENT, CONTENT_SEED = "a large watermelon on the right of a green plain background", 5
+STYLE, STYLE_SEED = "a small star on the left of a red striped background", 16
 OWN_PICTURES = ("\n\n**With your own pictures:** replace *KSampler* and its prompt by *Load Image* and *VAE Encode*, "
                 "and *Load "
                 "Sprite World* by *Load Checkpoint*. Both pictures need one size.")
@@ -52,7 +52,7 @@ def saved(samples: list, name: str) -> dict:
 
 
 def h_space_content_and_style() -> Template:
-    graph = world() | picture("content", CONTENT, 3) | picture("style", STYLE, 4)
+    graph = world() | picture("content", CONTENT, CONTENT_SEED) | picture("style", STYLE, STYLE_SEED)
     graph |= inverted("content", deep_skips=7) | inverted("style")
     graph |= {
         "injection": injection("content inverted"),
@@ -75,9 +75,8 @@ def h_space_content_and_style() -> Template:
 
 
 def h_space_masked() -> Template:
-    graph = world() | picture("content", CONTENT, 3) | picture("second", "a large bee on the left of a red plain "
-                                                                         "background",
-                                                              5) | picture("style", STYLE, 4)
+    graph = world() | picture("content", CONTENT, CONTENT_SEED) | picture("style", STYLE, STYLE_SEED)
+    graph |= picture("second", "a large house on the left of a black plain background", 6)
     graph |= inverted("content", deep_skips=7) | inverted("second", deep_skips=7) | inverted("style")
     graph |= {
         "size": node("SolidMask", value=0.0, width=128, height=128),
@@ -95,16 +94,14 @@ def h_space_masked() -> Template:
         "calibrated": node("FrozenCalibrateTimesteps", model=["world", 0], positive=["empty", 0], vae=["world", 2],
                            latent=["style", 0], steps=20, distance="ssim"),
         "calibration": node("PreviewImage", images=["calibrated", 2]),
-        "injection": injection("loaded", t_edit=["calibrated", 0]),
+        "injection": injection("loaded"),
         "result": sampled(["style inverted", 0], ["style inverted", 2], ["injection", 0])}
     graph |= saved(["result", 0], "masked_injection")
     return Template(graph, ("## Content in a region, and two contents at once\nEach trace gets its own mask: the "
-                            "panda acts "
-                            "on the right half, the bee on the left. *Save h-Trace* keeps both in a file, with the "
-                            "identity "
-                            "of the model; *Load h-Trace* refuses it on another one.\n\n*Calibrate t_edit* finds "
-                            "down to "
-                            "which timestep this model still decides content, from pictures of yours." + OWN_PICTURES,))
+                            "watermelon acts on the right half, the house on the left. *Save h-Trace* keeps both in a "
+                            "file, with the identity of the model; *Load h-Trace* refuses it on another one.\n\n"
+                            "*Calibrate t_edit* shows down to which timestep this model still decides content, from "
+                            "pictures of yours; connect it to **t_edit** to use what it finds." + OWN_PICTURES,))
 
 
 def h_space_clip() -> Template:
@@ -135,7 +132,7 @@ def h_space_clip() -> Template:
 
 
 def h_space_any_sampler() -> Template:
-    graph = world() | picture("content", CONTENT, 3) | inverted("content", deep_skips=7) | {
+    graph = world() | picture("content", CONTENT, CONTENT_SEED) | inverted("content", deep_skips=7) | {
         "positive": node("CLIPTextEncode", clip=["world", 1], text=STYLE),
         "latent": node("EmptyLatentImage", width=128, height=128, batch_size=1),
         "light": node("FrozenInjectHSpace", model=["world", 0], trace=["content inverted", 1], gamma="0.8",
@@ -231,13 +228,13 @@ def latent_basis_transport() -> Template:
 
 
 def latent_basis_prompt_slider() -> Template:
-    graph = basis_world(("picture", "a small dog in the middle of a blue plain background", 6)) | basis("picture", 12)
+    graph = basis_world(("picture", "a large cat on the left of a pink plain background", 6)) | basis("picture", 12)
     graph |= {
-        "from": node("CLIPTextEncode", clip=["world", 1], text="a small dog in the middle of a blue plain background"),
-        "to": node("CLIPTextEncode", clip=["world", 1], text="a large dog in the middle of a blue plain background"),
+        "from": node("CLIPTextEncode", clip=["world", 1], text="a large cat on the left of a pink plain background"),
+        "to": node("CLIPTextEncode", clip=["world", 1], text="a large cat on the right of a pink plain background"),
         "slider": node("FrozenPromptDirection", model=["world", 0], positive_a=["from", 0], positive_b=["to", 0],
                        latent=["picture noisy", 0], sigmas=["picture split", 1], basis=["basis", 0])}
-    graph |= edited("picture", "slider")
+    graph |= edited("picture", "slider", strength=10.0)
     return Template(graph, ("## A named slider from two prompts\n*Prompt Direction* finds how the latent must move "
                             "for the "
                             "bottleneck to look as with the other prompt; within the basis, so that the edit stays "
