@@ -17,7 +17,7 @@ ARGUMENTS = ("--data", "sprite-world", "--checkpoint", "sprite-world", "--max-cl
              "--ema", "0.998", "--snr-limit", "5", "--no-gradient-checkpointing", "--keep-still",
              "--checkpoint-every", "200", "--seed", "6")
 # Once frames agree, what is left to learn is how things move; that is decided at high noise.
-THEN = (*ARGUMENTS, "--steps", "2400", "--noise-shift", "3", "--warm-start-rate", "1")
+THEN = (*ARGUMENTS, "--steps", "1500", "--noise-shift", "3", "--warm-start-rate", "1")
 
 
 def run_training(arguments: Sequence[str], out: Path) -> MotionRecipe:

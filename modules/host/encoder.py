@@ -19,7 +19,7 @@ from torch import Tensor
 from .h_space import check_bottleneck
 from .inversion import guider_of
 from .motion import KEY as MOTION
-from .private_unet import PREFIX, attend, check_trainable, merged_weights
+from .private_unet import PREFIX, attend, merged_weights
 
 ENCODER = ("input_blocks.", "middle_block.", "time_embed.", "label_emb.")
 QUERIES = 1024              # of plain attention at once: it keeps queries x keys x heads numbers
@@ -84,7 +84,10 @@ def check_encodable(model, latent: Tensor, sigma: float) -> None:
         raise ValueError("The MODEL has a motion module, which mixes the frames; a latent basis belongs to one "
                          "picture. "
                          "Connect the MODEL from before Apply Motion Module.")
-    check_trainable(model)
+    if (channels := model.model.diffusion_model.in_channels) != 4:
+        raise ValueError(f"The MODEL takes {channels} input channels, so it is an inpainting model or the like; a "
+                         f"latent "
+                         "basis is one of latents alone. Use the plain checkpoint.")
     if len(latent) != 1:
         raise ValueError(f"A latent basis belongs to one latent; a batch of {len(latent)} was given. Use Latent From "
                          "Batch, and one node for each.")
