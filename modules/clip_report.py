@@ -1,16 +1,15 @@
 """The picture of the node Clip Report: how much each pair of neighbouring frames differs, over the frame sheet."""
 from __future__ import annotations
 
-import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .frame_sheet import GAP, frame_sheet, to_image
 from .motion.flicker import ClipFigures
+from .plot import FAINT, INK, PAPER, as_image, stacked
 
 WIDEST, HEIGHT, MARGIN = 1600, 240, 44      # pixels of the plot
-PAPER, INK, FAINT, LINE, WORST = "white", "#222222", "#dddddd", "#2a6fdb", "#d1342f"
+LINE, WORST = "#2a6fdb", "#d1342f"
 
 
 def report_text(figures: ClipFigures, fps: float) -> str:
@@ -34,10 +33,7 @@ def report_picture(clip: Tensor, figures: ClipFigures, columns: int) -> Tensor:
         left, top = column * width, row * height
         pen.rectangle((left, top, left + width - GAP - 1, top + height - GAP - 1), outline=WORST, width=2)
     plot = draw_plot(figures, min(WIDEST, max(480, sheet.width)))
-    whole = Image.new("RGB", (max(plot.width, sheet.width), plot.height + sheet.height), PAPER)
-    whole.paste(plot, (0, 0))
-    whole.paste(sheet, (0, plot.height))
-    return torch.from_numpy(np.asarray(whole).copy()).float()[None] / 255
+    return as_image(stacked([plot, sheet]))
 
 
 def draw_plot(figures: ClipFigures, width: int) -> Image.Image:

@@ -87,5 +87,4 @@ def check_format(path: Path, metadata: Mapping[str, str] | None, wanted: str, ve
                     f"{metadata.get('format', 'not named')!r}. Choose a file that {node} wrote.")
     if metadata.get("format_version") != version:
         raise error(f"{path.name} is of version {metadata.get('format_version')} and this pack reads version "
-                    f"{version}. "
-                    "Update the pack.")
+                    f"{version}. Update the pack.")

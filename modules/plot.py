@@ -1,6 +1,7 @@
 """Plots as pictures, drawn with what ComfyUI installs."""
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -17,8 +18,8 @@ Points = Sequence[tuple[float, float]]
 
 
 def line_plot(series: Mapping[str, Points], title: str, x_label: str, width: int = 720, height: int = 340,
-              marks: Mapping[str, float] | None = None, from_zero: bool = True) -> Image.Image:
-    """Lines over one axis. `marks` are named upright lines; points that are not finite are left out.
+              marks: Mapping[str, float] | None = None) -> Image.Image:
+    """Lines over one axis, from 0 upwards. `marks` are named upright lines; points that are not finite are left out.
 
     Raises ValueError if no series has a point.
     """
@@ -27,7 +28,7 @@ def line_plot(series: Mapping[str, Points], title: str, x_label: str, width: int
     if not points:
         raise ValueError("There is nothing to plot: every series is empty.")
     spans = (_span([x for x, _ in points] + list((marks or {}).values()), False),
-             _span([y for _, y in points], from_zero))
+             _span([y for _, y in points], True))
     picture, font = Image.new("RGB", (width, height), PAPER), ImageFont.load_default(13)
     pen = ImageDraw.Draw(picture)
 
@@ -49,7 +50,7 @@ def line_plot(series: Mapping[str, Points], title: str, x_label: str, width: int
     pen.text((LEFT, 8), title, fill=INK, font=font)
     pen.text((width - RIGHT, height - 8), x_label, fill=INK, font=font, anchor="rb")
     across = LEFT
-    for (name, line), colour in zip(series.items(), _cycle(len(series)), strict=True):
+    for (name, line), colour in zip(series.items(), itertools.cycle(COLOURS), strict=False):
         places = [place(*point) for point in line]
         if len(places) > 1:
             pen.line(places, fill=colour, width=2)
@@ -102,7 +103,3 @@ def _span(values: Sequence[float], from_zero: bool) -> tuple[float, float]:
     low = min(0.0, low) if from_zero else low
     margin = 0.06 * (high - low) if from_zero else 0.0
     return low, high + margin if high > low else low + 1
-
-
-def _cycle(count: int) -> list[str]:
-    return [COLOURS[number % len(COLOURS)] for number in range(count)]

@@ -10,19 +10,16 @@ from ..modules.hspace.steps import PRESETS, InjectionSettings
 HTrace = io.Custom("FROZEN_H_TRACE")
 CUSTOM = "custom"
 GAMMA = ("Weight of the content. 0.3: the paper's; above 0.6 pictures suffer. One number, or points of timestep and "
-         "value: "
-         "999: 0.1, 400: 0.5.")
+         "value: 999: 0.1, 400: 0.5.")
 T_EDIT = "Injection acts from the start down to this timestep (1000: start, 0: end)."
 APPLY = "Which predictions are changed. both: with and without the prompt, so that cfg does not multiply the edit."
 NORM = "With a mask: masked matches the content's norm inside it (the paper); none leaves it (the released code)."
 CHECK = ("model: refuses traces of other models, resizes other sizes. strict: also refuses other sizes and steps. "
-         "shapes "
-         "only: takes any model with the same channels.")
+         "shapes only: takes any model with the same channels.")
 SKIPS = ("Deep skips: blends the skips that the trace recorded too, with this weight. Latent models keep much content "
          "there. Needs a trace with deep_skips. 0: off, as in the paper.")
 DEEP = ("Record the skips into so many decoder blocks too, from the deepest, for gamma_skips. 3: those beside h; 5: "
-        "also "
-        "the next level, where latent models keep much content. 0: h alone, as in the paper.")
+        "also the next level, where latent models keep much content. 0: h alone, as in the paper.")
 
 
 def gamma_inputs() -> list:
@@ -47,15 +44,13 @@ class FrozenInvertDDIM(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="SD1.5, SD2 or SDXL, with LoRAs or a motion module or not."),
                 io.Conditioning.Input("positive", tooltip="A prompt that describes the picture, or an empty one. Use "
-                                                          "the "
-                                                          "same one, at cfg 1, to get the picture back."),
+                                                          "the same one, at cfg 1, to get the picture back."),
                 io.Latent.Input("latent", tooltip="The picture, from VAE Encode; or a batch or clip of them."),
                 io.Int.Input("steps", default=50, min=2, max=1000,
                              tooltip="Points of the schedule, both ways. 100 for photographs."),
                 io.Int.Input("refinements", default=0, min=0, max=10,
                              tooltip="Repetitions of each step that bring the way back closer; each costs as much as "
-                                     "the "
-                                     "inversion. 0: plain DDIM inversion."),
+                                     "the inversion. 0: plain DDIM inversion."),
                 io.Int.Input("deep_skips", default=0, min=0, max=12, tooltip=DEEP),
                 io.Boolean.Input("check", default=True,
                                  tooltip="Go the way back and show how well it meets the picture. Doubles the time."),
@@ -111,8 +106,7 @@ class FrozenRecordHSpace(io.ComfyNode):
                 io.Latent.Output(display_name="output", tooltip="The sampled latents."),
                 HTrace.Output(display_name="trace", tooltip="What is injected elsewhere as content."),
                 io.Image.Output(display_name="plot", tooltip="Angle to the content, |h| / |skip| and dose of every "
-                                                             "step of "
-                                                             "an injection."),
+                                                             "step of an injection."),
             ])
 
     @classmethod
@@ -136,16 +130,14 @@ class FrozenHSpaceInjectionSampler(io.ComfyNode):
             display_name="h-Space Injection Sampler",
             category="frozen/h-space",
             description="InjectFusion: the picture keeps its colours, background and manner and takes shape and pose "
-                        "from "
-                        "the trace. For SamplerCustom or SamplerCustomAdvanced at cfg 1.",
+                        "from the trace. For SamplerCustom or SamplerCustomAdvanced at cfg 1.",
             inputs=[
                 HTrace.Input("trace", tooltip="The content, from Invert (DDIM), Record h-Space or Load h-Trace."),
                 io.Combo.Input("preset", options=[CUSTOM, *PRESETS],
                                tooltip="custom: the values below. Others set gamma, t_edit, t_boost, omega and leave "
                                        "those "
                                        "below unread. paper 0.3, 400, 200, 0.3; official script: omega 0; painting: "
-                                       "gamma "
-                                       "0.4, t_boost 0, omega 0; face part: omega 0, for a masked trace."),
+                                       "gamma 0.4, t_boost 0, omega 0; face part: omega 0, for a masked trace."),
                 io.String.Input("gamma", default="0.3", tooltip=GAMMA),
                 io.Float.Input("t_edit", default=paper.t_edit, min=0.0, max=1001.0, step=1.0, tooltip=T_EDIT),
                 io.Float.Input("t_boost", default=paper.t_boost, min=0.0, max=1000.0, step=1.0,
@@ -153,8 +145,7 @@ class FrozenHSpaceInjectionSampler(io.ComfyNode):
                                        "deterministic."),
                 io.Float.Input("omega", default=paper.omega, min=0.0, max=1.0, step=0.01,
                                tooltip="Latent calibration: 0 off; more keeps more of the original's look. Costs a "
-                                       "third "
-                                       "call on injected steps."),
+                                       "third call on injected steps."),
                 io.Combo.Input("mode", options=["asymmetric", "symmetric"],
                                tooltip="asymmetric: only the predicted picture is changed (the paper). symmetric: the "
                                        "whole step, several times weaker."),
@@ -223,8 +214,7 @@ class FrozenMaskHSpace(io.ComfyNode):
             display_name="Mask h-Trace",
             category="frozen/h-space",
             description="Lets a trace act in a region only. The bottleneck has few cells (8x8 at 512 pixels), so "
-                        "regions "
-                        "are coarse.",
+                        "regions are coarse.",
             inputs=[
                 HTrace.Input("trace", tooltip="The content."),
                 io.Mask.Input("mask", tooltip="White: here. One mask, or one for each picture of the batch."),
@@ -251,8 +241,7 @@ class FrozenMergeHSpace(io.ComfyNode):
             display_name="Merge h-Traces",
             category="frozen/h-space",
             description="Several contents at once: their mean on the sphere, or one beside the other, each in its "
-                        "mask. "
-                        "Chain the node for more.",
+                        "mask. Chain the node for more.",
             inputs=[
                 HTrace.Input("trace_a", tooltip="One content."),
                 HTrace.Input("trace_b", tooltip="The other."),
@@ -330,15 +319,13 @@ class FrozenCalibrateTimesteps(io.ComfyNode):
             display_name="Calibrate t_edit",
             category="frozen/h-space",
             description="Inverts some pictures and finds from which timestep on the model still decides content. "
-                        "Asyrp's "
-                        "criterion with a distance that needs nothing, or LPIPS if it is installed.",
+                        "Asyrp's criterion with a distance that needs nothing, or LPIPS if it is installed.",
             inputs=[
                 io.Model.Input("model", tooltip="The checkpoint to calibrate."),
                 io.Conditioning.Input("positive", tooltip="An empty prompt, or one that fits all pictures."),
                 io.Vae.Input("vae", tooltip="The checkpoint's."),
                 io.Latent.Input("latent", tooltip="Some pictures of what you work on, from VAE Encode. More give a "
-                                                  "steadier "
-                                                  "answer; the papers took 100."),
+                                                  "steadier answer; the papers took 100."),
                 io.Int.Input("steps", default=50, min=2, max=1000, tooltip="Of the inversion."),
                 io.Combo.Input("distance", options=list(DISTANCES),
                                tooltip="ssim: shares of the largest distance, ours. lpips: Asyrp's thresholds."),

@@ -34,8 +34,7 @@ class FrozenComputeLatentBasis(io.ComfyNode):
             display_name="Compute Latent Basis",
             category="frozen/latent basis",
             description="Finds orthonormal directions in a noisy latent that change the U-Net's bottleneck most. "
-                        "Each is a "
-                        "two-sided slider for Edit along Basis. Needs no training and no text.",
+                        "Each is a two-sided slider for Edit along Basis. Needs no training and no text.",
             inputs=[
                 io.Model.Input("model", tooltip="SD1.5, SD2 or SDXL, with LoRAs or not; fp16 will do. Only read."),
                 io.Conditioning.Input("positive", tooltip=PROMPT),
@@ -82,8 +81,7 @@ class FrozenEditAlongBasis(io.ComfyNode):
             display_name="Edit along Basis",
             category="frozen/latent basis",
             description="Moves a noisy latent along a direction, by several strengths at once. Sample the result "
-                        "with the "
-                        "same sigmas, prompt and cfg to see the pictures.",
+                        "with the same sigmas, prompt and cfg to see the pictures.",
             inputs=[
                 io.Model.Input("model", tooltip="The model of the basis."),
                 io.Conditioning.Input("positive", tooltip="As for the basis."),
@@ -94,8 +92,7 @@ class FrozenEditAlongBasis(io.ComfyNode):
                                                                              "other."),
                 io.Float.Input("strength", default=16.0, min=-256.0, max=256.0, step=0.5,
                                tooltip="How far: steps x gamma. The papers go 16 at 0.6 to 0.7 of the schedule; the "
-                                       "length "
-                                       "of a 512 px latent is about 128, of a sprite-world latent 32."),
+                                       "length of a 512 px latent is about 128, of a sprite-world latent 32."),
                 io.Int.Input("count", default=3, min=1, max=33,
                              tooltip="So many strengths from -strength to strength in one batch. 1: strength alone."),
                 io.Combo.Input("method", options=list(METHODS),
@@ -160,8 +157,7 @@ class FrozenGlobalBasis(io.ComfyNode):
             display_name="Global Basis",
             category="frozen/latent basis",
             description="The mean of the bases of several latents at one timestep: directions that they share. Carry "
-                        "one to "
-                        "a latent to use it. Works at high noise.",
+                        "one to a latent to use it. Works at high noise.",
             inputs=[LatentBasis.Input("basis", tooltip=BASIS), *further_bases()],
             outputs=[LatentBasis.Output(display_name="basis", tooltip="For Transport Basis and Save Basis.")])
 
@@ -212,8 +208,7 @@ class FrozenBasisReport(io.ComfyNode):
             display_name="Basis Report",
             category="frozen/latent basis",
             description="Spectrum with gaps, frequencies, pictures of the directions; with several bases the "
-                        "distances of "
-                        "their tangent spaces, beside that of random ones.",
+                        "distances of their tangent spaces, beside that of random ones.",
             inputs=[LatentBasis.Input("basis", tooltip=BASIS), *further_bases()],
             outputs=[io.Image.Output(display_name="plot", tooltip="Everything as one picture."),
                      io.String.Output(display_name="report", tooltip="The figures.")])

@@ -72,8 +72,7 @@ def record_call(model, positive, latent: Tensor, sigma: float) -> RecordedCall:
                                       disable_pbar=True, seed=0)
     if len(seen) != 1:
         raise ValueError(f"The U-Net was called {len(seen)} times for one latent; a latent basis needs one prompt "
-                         f"for the "
-                         "whole picture. Take regional prompts and wrappers that call it again away.")
+                         "for the whole picture. Take regional prompts and wrappers that call it again away.")
     return seen[0]
 
 
@@ -82,12 +81,10 @@ def check_encodable(model, latent: Tensor, sigma: float) -> None:
     check_bottleneck(model)
     if model.get_injections(MOTION) is not None:
         raise ValueError("The MODEL has a motion module, which mixes the frames; a latent basis belongs to one "
-                         "picture. "
-                         "Connect the MODEL from before Apply Motion Module.")
+                         "picture. Connect the MODEL from before Apply Motion Module.")
     if (channels := model.model.diffusion_model.in_channels) != 4:
         raise ValueError(f"The MODEL takes {channels} input channels, so it is an inpainting model or the like; a "
-                         f"latent "
-                         "basis is one of latents alone. Use the plain checkpoint.")
+                         "latent basis is one of latents alone. Use the plain checkpoint.")
     if len(latent) != 1:
         raise ValueError(f"A latent basis belongs to one latent; a batch of {len(latent)} was given. Use Latent From "
                          "Batch, and one node for each.")

@@ -161,8 +161,7 @@ class Injection:
             sizes = f"{content.shape[3]}x{content.shape[2]} and {x.shape[3]}x{x.shape[2]}"
             if self.check == STRICT:
                 raise TraceError(f"The trace and the sampled latents have features of different sizes: {sizes}. "
-                                 f"Record it "
-                                 "at the size that is sampled, or set check to model.")
+                                 "Record it at the size that is sampled, or set check to model.")
             self.warn(f"the trace's features are resized ({sizes})")
             content = F.interpolate(content.float(), x.shape[2:], mode="bilinear", align_corners=False).to(x)
         return content
@@ -223,8 +222,7 @@ def check_trace(trace: HTrace, identity: str, times: Sequence[float], check: str
         gap = part.gap(times)
         if gap > FAR or (check == STRICT and gap > 1e-3):
             text = (f"The trace's steps are up to {gap:.1%} of the schedule away from the sampled ones. Use the "
-                    f"sigmas of "
-                    "Invert (DDIM), or record with more steps")
+                    "sigmas of Invert (DDIM), or record with more steps")
             if check == STRICT:
                 raise TraceError(f"{text}, or set check to model.")
             logging.warning("Frozen Diffusion: %s.", text)

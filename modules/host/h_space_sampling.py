@@ -83,8 +83,7 @@ def schedule_of(guider, sigmas: Tensor) -> tuple[list[float], list[float]]:
     levels = [float(sigma) for sigma in sigmas]
     if any(later >= sooner for sooner, later in zip(levels[:-1], levels[1:], strict=True)):
         raise ValueError("h-space injection needs sigmas that fall from step to step; those of the inversion itself "
-                         "rise. "
-                         "Connect the sigmas output of Invert (DDIM), or a scheduler.")
+                         "rise. Connect the sigmas output of Invert (DDIM), or a scheduler.")
     sampling = guider.inner_model.model_sampling
     return levels, [float(sampling.timestep(sigma)) for sigma in sigmas[:-1]]
 
@@ -116,8 +115,7 @@ class InjectedDenoiser:
         denoised = self.model(x, sigma, **{**self.extra_args, "model_options": self.options})
         if (first if self.shared is not None else inject) and self.injection.calls == before:
             raise TraceError("The middle block was not seen in an injected step. A node that skips deep blocks "
-                             "(DeepCache "
-                             "and its like) is in the way; take it away.")
+                             "(DeepCache and its like) is in the way; take it away.")
         return denoised
 
     def set(self, step: int) -> None:

@@ -91,8 +91,7 @@ def first_level(sigmas: Tensor) -> float:
     """The noise level that the latent has. Raises ValueError for an empty list."""
     if len(sigmas) == 0 or float(sigmas[0]) == 0:
         raise ValueError("The latent is fully denoised (noise level 0): a latent basis needs one that is still "
-                         "noisy. Split "
-                         "the sigmas earlier, e.g. at step 15 of 50.")
+                         "noisy. Split the sigmas earlier, e.g. at step 15 of 50.")
     return float(sigmas[0])
 
 
@@ -131,8 +130,7 @@ def edit(model, positive, latent: Tensor, sigmas: Tensor, basis: LatentBasis, re
                          f"{list(latent.shape[1:])}. Compute the basis at this size.")
     if not -1 <= request.direction < len(basis.V):
         raise ValueError(f"direction is {request.direction}; the basis has directions 0 to {len(basis.V) - 1}. -1 "
-                         f"takes "
-                         "each of them.")
+                         "takes each of them.")
     chosen = range(len(basis.V)) if request.direction == -1 else [request.direction]
     pairs = [(index, value) for index in chosen for value in strengths(request.strength, request.count)]
     sampler = EditSampler(sigma, basis.V[[index for index, _ in pairs]], [value for _, value in pairs], request)
@@ -188,8 +186,7 @@ def edit_text(basis: LatentBasis, pairs: Sequence[tuple[int, float]], drift: Seq
     worst = max(drift, key=abs)
     if abs(worst) > TOO_FAR:
         lines.append(f"Warning: the latent's norm changed by {worst:+.0%}; beyond {TOO_FAR:.0%} pictures fall apart. "
-                     f"Use a "
-                     "smaller strength, or switch keep_norm on.")
+                     "Use a smaller strength, or switch keep_norm on.")
     return "\n".join(lines)
 
 

@@ -11,6 +11,7 @@ from ..motion.detect import describe
 from ..motion.files import MotionReport, is_our_file, read_motion_file, write_motion_file
 from .folders import WEIGHTS
 from .motion import LoadedMotion, hold_motion
+from .safetensors_files import next_file
 
 FOLDER = "animatediff_models"       # users have their motion modules there
 SHIPPED = "frozen-diffusion/"       # marks files of the pack in the list
@@ -64,9 +65,7 @@ def save_motion(loaded: LoadedMotion, prefix: str, about: Mapping[str, str]) -> 
 
     Raises OSError when it cannot be written, and leaves nothing behind then.
     """
-    output = folder_paths.get_output_directory()
-    folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, output)
-    path = Path(folder) / f"{name}_{counter:05}_.safetensors"
+    path = next_file(prefix)
     told = {**loaded.metadata, **{key: text for key, text in about.items() if text}}
     write_motion_file(path, loaded.module, told)
     return path

@@ -9,15 +9,18 @@ from torch import Tensor
 
 from ..whole_file import write_whole
 
-ENDING = ".safetensors"
-
 
 def save_tensors(what: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], prefix: str) -> Path:
     """Write into the output folder under the next free number; returns the path. Raises OSError, and leaves nothing."""
-    folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
-    path = Path(folder) / f"{name}_{counter:05}_{ENDING}"
+    path = next_file(prefix)
     write_whole(path, tensors, metadata, f"The {what}")
     return path
+
+
+def next_file(prefix: str) -> Path:
+    """The next free number of a name in the output folder."""
+    folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+    return Path(folder) / f"{name}_{counter:05}_.safetensors"
 
 
 def find_file(name: str) -> Path:
@@ -28,8 +31,7 @@ def find_file(name: str) -> Path:
         if name and (folder / name).is_file():      # an absolute name stays what it is
             return folder / name
     raise FileNotFoundError(f"There is no file {name!r} in {folders[0]} or {folders[1]}. Give the path that the Save "
-                            f"node "
-                            "showed, e.g. h_traces/trace_00001_.safetensors.")
+                            "node showed, e.g. h_traces/trace_00001_.safetensors.")
 
 
 def state_of(name: str) -> str:

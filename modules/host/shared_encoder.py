@@ -70,7 +70,7 @@ class SharedEncoder:
 
     def decode(self, unet: UNetModel, x, timesteps, context, y, transformer_options, kwargs) -> Tensor:
         """The decoder from the kept features, with the patches of `transformer_options`. Control is in them already."""
-        options = {**transformer_options, KEY: True, "transformer_index": 0}
+        options = {**transformer_options, KEY: True, "transformer_index": transformers_before_decoder(unet)}
         patches = options.get("patches", {})
         emb = unet.time_embed(timestep_embedding(timesteps, unet.model_channels, repeat_only=False).to(x.dtype))
         for patch in patches.get("emb_patch", []):
@@ -80,7 +80,6 @@ class SharedEncoder:
         video = {"time_context": kwargs.get("time_context"), "image_only_indicator": kwargs.get("image_only_indicator"),
                  "num_video_frames": kwargs.get("num_video_frames", unet.default_num_video_frames)}
         h = self.h
-        options["transformer_index"] = transformers_before_decoder(unet)
         for number, block in enumerate(unet.output_blocks):
             options["block"] = ("output", number)
             skip = self.skips[number]

@@ -68,8 +68,7 @@ def lpips_distance() -> Callable[[Tensor, Tensor], Tensor]:
     weights = Path(torch.hub.get_dir(), "checkpoints", ALEXNET)
     if importlib.util.find_spec("lpips") is None or not weights.is_file():
         raise ValueError(f"Distance lpips needs the package of that name (pip install lpips) and torchvision's "
-                         f"AlexNet as "
-                         f"{weights}; nothing is downloaded here. Or choose ssim, which needs neither.")
+                         f"AlexNet as {weights}; nothing is downloaded here. Or choose ssim, which needs neither.")
     import lpips
     network = lpips.LPIPS(net="alex", verbose=False).eval()
     return lambda a, b: network(2 * a - 1, 2 * b - 1).flatten()

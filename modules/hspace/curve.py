@@ -39,6 +39,5 @@ def parse_curve(text: str, name: str = "gamma", low: float = 0.0, high: float = 
     good = [low <= value <= high and math.isfinite(time) for time, value in points.items()]
     if not points or not all(good) or (len(points) < len(parts)):
         raise ValueError(f"{name} is {text!r}. Give one number from {low:g} to {high:g}, e.g. 0.3, or points of "
-                         f"timestep "
-                         "and value, e.g. 999: 0.1, 400: 0.5.")
+                         "timestep and value, e.g. 999: 0.1, 400: 0.5.")
     return Curve(tuple(sorted(points.items())))

@@ -86,8 +86,7 @@ def check_channels(trace: HTrace, place: str, channels: int) -> None:
     """Raises TraceError naming both if the features are not of that many channels, or the place was not recorded."""
     if place not in trace.features:
         raise TraceError(f"The trace holds {', '.join(trace.features)}, not {place}. Record it with deep_skips above "
-                         f"0, "
-                         "or set gamma_skips to 0.")
+                         "0, or set gamma_skips to 0.")
     recorded = trace.features[place].shape[2]
     if recorded != channels:
         raise TraceError(f"The trace was recorded on a model with {recorded} channels at {place}, this one has "

@@ -13,6 +13,7 @@ from frozen_diffusion.modules.demo.renderer import render
 from frozen_diffusion.modules.demo.world import Scene, random_scene
 from frozen_diffusion.modules.host.h_space_sampling import InjectionRequest, injection_sampler
 from frozen_diffusion.modules.host.inversion import guider_of, invert
+from frozen_diffusion.modules.host.t_edit import vae_pixels
 from frozen_diffusion.modules.hspace.curve import Curve
 from frozen_diffusion.modules.hspace.steps import InjectionSettings
 from frozen_diffusion.modules.hspace.trace import HTrace, places
@@ -89,7 +90,7 @@ def injected(world: World, given: Pairs, wanted: InjectionSettings, gamma_skips:
 
 def pictures(world: World, samples: torch.Tensor) -> torch.Tensor:
     """[N, 3, 128, 128] in 0..1."""
-    return world.vae.decode(samples).movedim(-1, 1).float().cpu()
+    return vae_pixels(world.vae, samples)
 
 
 def share(asked: list[Scene], seen: Reading, names: tuple[str, ...]) -> float:

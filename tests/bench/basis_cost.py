@@ -19,10 +19,9 @@ import torch
 from bench.train_cost import full_size_model
 
 from frozen_diffusion.modules.basis.lanczos import lanczos
-from frozen_diffusion.modules.basis.products import Jacobian
 from frozen_diffusion.modules.basis.subspace_iteration import subspace_iteration
 from frozen_diffusion.modules.host.encoder import Encoder
-from frozen_diffusion.modules.host.latent_basis import encoder_of
+from frozen_diffusion.modules.host.latent_basis import encoder_of, jacobian_of
 from frozen_diffusion.modules.training.order import stream
 
 SIDE, RANK, SIGMA, ROUNDS = 32, 4, 3.43, 1
@@ -62,13 +61,11 @@ def watched(peak: dict) -> Iterator[None]:
 
 def official(encoder: Encoder):
     """The released solver at its editing settings."""
-    jacobian = Jacobian(encoder.fused, encoder.x, push_f=encoder.plain, pull_f=encoder.fused, keep=True)
-    return subspace_iteration(jacobian, RANK, official=True)
+    return subspace_iteration(jacobian_of(encoder), RANK, official=True)
 
 
 def ours(encoder: Encoder):
-    jacobian = Jacobian(encoder.fused, encoder.x, push_f=encoder.plain, pull_f=encoder.fused, keep=True)
-    return lanczos(jacobian, RANK)
+    return lanczos(jacobian_of(encoder), RANK)
 
 
 @torch.inference_mode()

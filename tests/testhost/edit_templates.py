@@ -6,8 +6,7 @@ from .template_parts import OWN_MODEL, Template, image_graph, node, video_graph
 CONTENT, CONTENT_SEED = "a large watermelon on the right of a green plain background", 5
 STYLE, STYLE_SEED = "a small star on the left of a red striped background", 16
 OWN_PICTURES = ("\n\n**With your own pictures:** replace *KSampler* and its prompt by *Load Image* and *VAE Encode*, "
-                "and *Load "
-                "Sprite World* by *Load Checkpoint*. Both pictures need one size.")
+                "and *Load Sprite World* by *Load Checkpoint*. Both pictures need one size.")
 EDIT_STEPS = 50
 
 
@@ -150,8 +149,7 @@ def h_space_any_sampler() -> Template:
                        sigmas=["sigmas", 0], latent_image=["latent", 0])}
     graph |= saved(["result", 0], "any_sampler")
     return Template(graph, ("## Injection under any sampler, and latent calibration\n*Inject h-Space* is a patch on "
-                            "the "
-                            "MODEL: it works with every sampler and with cfg, and is several times weaker than the "
+                            "the MODEL: it works with every sampler and with cfg, and is several times weaker than the "
                             "*h-Space "
                             "Injection Sampler*.\n\n*Latent Calibration Sampler* lets such a patch (or FreeU, or an "
                             "attention edit) act by moving the latent instead: **omega** 0 is the full edit, 1 almost "
@@ -197,8 +195,7 @@ def latent_basis_directions() -> Template:
     return Template(graph, ("## Find directions of a picture\nThe picture is inverted and denoised down to t = 0.7. "
                             "There the "
                             "directions are computed that change the bottleneck most, and the contact sheet shows "
-                            "each (a "
-                            "row) from -strength to +strength. Nothing is trained and no text is needed.\n\n- "
+                            "each (a row) from -strength to +strength. Nothing is trained and no text is needed.\n\n- "
                             "Earlier splits "
                             "(smaller **step** of *Split Sigmas*) change more, later ones details.\n- **strength** "
                             "is the "
