@@ -1,12 +1,9 @@
-"""h-space in the host: what the tap sees and changes, inversion, both ways of injecting, the wrong inputs."""
+"""h-space in the host: what the tap sees and changes, both ways of injecting, the wrong inputs."""
 from __future__ import annotations
-
-import math
 
 import comfy.samplers
 import pytest
 import torch
-from comfy import model_management
 from comfy.patcher_extension import WrappersMP
 from comfy_extras import nodes_custom_sampler as custom
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
@@ -21,23 +18,16 @@ from frozen_diffusion.modules.hspace.trace import HTrace, TraceError, masked
 from frozen_diffusion.modules.training.order import stream
 from testhost.models import conditioning
 
+pytestmark = pytest.mark.usefixtures("unloaded")
+
 SIZE = 16
 PLAIN = InjectionSettings(t_boost=-1, omega=0.0)
 
 
 @pytest.fixture(scope="module")
-def base(tiny_sd15):
-    return tiny_sd15()
-
-
-@pytest.fixture(autouse=True)
-def unloaded():
-    yield
-    model_management.unload_all_models()
-
-
-def pictures(count=1, name="picture", size=SIZE):
-    return 5 * torch.randn(count, 4, size, size, generator=stream("h-space host", name))
+def other(comfy, base):
+    """The trace of another picture's making, with three deep skips."""
+    return record(comfy, base, start="other", deep_skips=3)[1]
 
 
 def guider(model, cfg=1.0):
@@ -121,22 +111,20 @@ def comfy_sampler(name):
 
 
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
-def test_nothing_to_inject_is_eulers_method(comfy, base, cfg):
+def test_nothing_to_inject_is_eulers_method(comfy, base, cfg, other):
     """gamma 0 and t_edit beyond the schedule: bit-identical, and no second call of the network."""
-    _, trace = record(comfy, base, start="other")
     plain = run(base, comfy_sampler("euler"), cfg)
     for settings in (InjectionSettings(gamma=parse_curve("0"), t_boost=-1),
                      InjectionSettings(t_edit=1001, t_boost=-1)):
-        assert torch.equal(run(base, injected(trace, settings), cfg), plain)
-    assert torch.equal(run(base, injected(masked(trace, torch.zeros(1, 8, 8))), cfg), plain)
-    assert not torch.equal(run(base, injected(trace), cfg), plain)
+        assert torch.equal(run(base, injected(other, settings), cfg), plain)
+    assert torch.equal(run(base, injected(masked(other, torch.zeros(1, 8, 8))), cfg), plain)
+    assert not torch.equal(run(base, injected(other), cfg), plain)
 
 
-def test_a_picture_as_its_own_content_changes_nothing(comfy, base):
+def test_a_picture_as_its_own_content_changes_nothing(comfy, base, other):
     samples, trace = record(comfy, base)
     torch.testing.assert_close(run(base, injected(trace)), samples, rtol=1e-5, atol=1e-5)
     everywhere = masked(trace, torch.ones(1, 8, 8))
-    other = record(comfy, base, start="other")[1]
     torch.testing.assert_close(run(base, injected(masked(other, torch.ones(1, 8, 8)))), run(base, injected(other)),
                                rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(run(base, injected(everywhere)), samples, rtol=1e-5, atol=1e-5)
@@ -144,11 +132,10 @@ def test_a_picture_as_its_own_content_changes_nothing(comfy, base):
 
 @pytest.mark.parametrize("settings", [PLAIN, InjectionSettings(), InjectionSettings(mode="symmetric", t_boost=-1)],
                          ids=["asymmetric", "paper", "symmetric"])
-def test_one_encoder_pass_serves_both_predictions(comfy, base, settings):
-    _, trace = record(comfy, base, start="other", deep_skips=3)
+def test_one_encoder_pass_serves_both_predictions(comfy, base, settings, other):
     for cfg in (1.0, 3.0):
-        two = run(base, injected(trace, settings, gamma_skips=0.2), cfg)
-        one = run(base, injected(trace, settings, gamma_skips=0.2, shared_encoder=True), cfg)
+        two = run(base, injected(other, settings, gamma_skips=0.2), cfg)
+        one = run(base, injected(other, settings, gamma_skips=0.2, shared_encoder=True), cfg)
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
 
 
@@ -167,20 +154,18 @@ def with_control(model):
 
 @pytest.mark.parametrize("change", [with_control, lambda model: FreeU().patch(model, 1.1, 1.2, 0.9, 0.8)[0]],
                          ids=["ControlNet", "FreeU"])
-def test_one_encoder_pass_beside_other_changes(comfy, base, change):
+def test_one_encoder_pass_beside_other_changes(comfy, base, change, other):
     """Residuals and patches of others act in both passes of the decoder as they do in whole passes."""
-    _, trace = record(comfy, base, start="other")
-    two, one = (run(change(base), injected(trace, PLAIN, shared_encoder=on)) for on in (False, True))
+    two, one = (run(change(base), injected(other, PLAIN, shared_encoder=on)) for on in (False, True))
     torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(one, run(base, injected(trace)), atol=1e-3)
+    assert not torch.allclose(one, run(base, injected(other)), atol=1e-3)
 
 
-def test_chunks_in_one_call_or_two(comfy, base, monkeypatch):
+def test_chunks_in_one_call_or_two(comfy, base, monkeypatch, other):
     """Low memory runs cond and uncond apart; injection and recording are the same."""
-    _, trace = record(comfy, base, start="other")
-    together = run(base, injected(trace), 3.0), record(comfy, base, 3.0)
+    together = run(base, injected(other), 3.0), record(comfy, base, 3.0)
     monkeypatch.setattr(comfy_model_base(), "memory_required", lambda *args, **kwargs: 10 ** 15)
-    torch.testing.assert_close(run(base, injected(trace), 3.0), together[0], rtol=1e-4, atol=5e-3)
+    torch.testing.assert_close(run(base, injected(other), 3.0), together[0], rtol=1e-4, atol=5e-3)
     torch.testing.assert_close(record(comfy, base, 3.0)[1].features["h"].float(),
                                together[1][1].features["h"].float(), rtol=1e-2, atol=1e-2)
 
@@ -190,17 +175,16 @@ def comfy_model_base():
     return comfy.model_base.BaseModel
 
 
-def test_who_is_changed(comfy, base):
+def test_who_is_changed(comfy, base, other):
     """apply_to picks the rows of the prompt or those without it."""
-    _, trace = record(comfy, base, start="other")
     from frozen_diffusion.modules.host.h_space import Injection
     options = {"cond_or_uncond": [1, 0], "block": ("output", 0), "original_shape": [2, 4, SIZE, SIZE]}
     h, skip = (torch.randn(2, 128, 2, 2, generator=stream("rows", name)) for name in "hs")
     for apply_to, changed in (("both", [True, True]), ("cond", [False, True]), ("uncond", [True, False])):
-        out, same = HSpaceTap(injection=Injection(trace, apply_to, time=900, gamma=0.5))(h, skip, options)
+        out, same = HSpaceTap(injection=Injection(other, apply_to, time=900, gamma=0.5))(h, skip, options)
         assert [not torch.equal(new, old) for new, old in zip(out, h, strict=True)] == changed
         assert torch.equal(same, skip)
-    assert torch.equal(run(base, injected(trace, PLAIN, apply_to="uncond"), 1.0), run(base, comfy_sampler("euler")))
+    assert torch.equal(run(base, injected(other, PLAIN, apply_to="uncond"), 1.0), run(base, comfy_sampler("euler")))
 
 
 def test_two_contents_on_two_originals_are_two_runs(comfy, base):
@@ -229,91 +213,44 @@ def test_windows_get_the_features_of_their_frames(comfy, base):
                                clip.features["h"].float(), rtol=1e-2, atol=1e-2)
 
 
-def test_inversion_records_every_level_and_finds_the_way_back(comfy, base):
-    picture, text = pictures(), conditioning(1)
-    noise, trace, sigmas, again, report = comfy.run(
-        "FrozenInvertDDIM", model=base, positive=text, latent={"samples": picture}, steps=12, refinements=0,
-        deep_skips=3, check=True)
-    assert trace.times[0] == 0 and trace.times[-1] == 999 and len(trace.times) == 12
-    assert set(trace.features) == {"h", "skip0", "skip1", "skip2"} and "dB" in report
-    assert sigmas[-1] == 0 and (sigmas.diff() < 0).all() and sigmas[0] == pytest.approx(14.6146, abs=1e-3)
-    errors = {steps: (invert(base, text, picture, steps).again - picture).norm().item() for steps in (4, 12)}
-    assert errors[12] < errors[4]
-    back = comfy.run(custom.SamplerCustom, model=base, add_noise=False, noise_seed=0, cfg=1.0, positive=text,
-                     negative=text, sampler=comfy_sampler("euler"), sigmas=sigmas, latent_image=noise)[0]
-    torch.testing.assert_close(back["samples"], again["samples"], rtol=1e-4, atol=1e-4)
-
-
-def with_noise(model, eps):
-    """The MODEL with another noise prediction, a function of the network's input; the network runs for the trace."""
-    model = model.clone()
-
-    def wrapper(apply, args):
-        apply(args["input"], args["timestep"], **args["c"])
-        sigma = args["timestep"].view(-1, 1, 1, 1)
-        return args["input"] - sigma * eps(args["input"] / (1 + sigma ** 2) ** 0.5)
-
-    model.set_model_unet_function_wrapper(wrapper)
-    return model
-
-
-def test_inversion_is_exact_for_noise_that_ignores_the_picture(base):
-    """With eps independent of x the way back meets the picture, but for the first level's distance from 0."""
-    eps = torch.randn(1, 4, SIZE, SIZE, generator=stream("constant eps"))
-    found = invert(with_noise(base, lambda x: eps), conditioning(1), pictures(), 6)
-    first = float(found.sigmas[-2])
-    start = 0.18215 * pictures() * (1 + first ** 2) ** 0.5
-    torch.testing.assert_close(found.again * 0.18215, start - first * eps, rtol=1e-4, atol=1e-4)
-
-
-def test_refinements_bring_the_way_back_closer(base):
-    model = with_noise(base, lambda x: x.sin())
-    errors = [(invert(model, conditioning(1), pictures(), 6, refinements=count).again - pictures()).norm().item()
-              for count in (0, 3)]
-    assert errors[1] < 0.5 * errors[0]
-
-
-def test_the_light_form_is_weaker(comfy, base):
-    _, trace = record(comfy, base, start="other")
+def test_the_light_form_is_weaker(comfy, base, other):
     plain = run(base, comfy_sampler("euler"))
-    light = comfy.run("FrozenInjectHSpace", model=base, trace=trace, gamma="0.3", t_edit=400.0, apply_to="both",
+    light = comfy.run("FrozenInjectHSpace", model=base, trace=other, gamma="0.3", t_edit=400.0, apply_to="both",
                       norm_mode="masked", check="model", gamma_skips=0.0)[0]
     weak = (run(light, comfy_sampler("euler")) - plain).norm()
-    symmetric = run(base, injected(trace, InjectionSettings(t_boost=-1, mode="symmetric")))
+    symmetric = run(base, injected(other, InjectionSettings(t_boost=-1, mode="symmetric")))
     torch.testing.assert_close(run(light, comfy_sampler("euler")), symmetric, rtol=1e-4, atol=1e-4)
-    assert 0 < weak < 0.9 * (run(base, injected(trace)) - plain).norm()
+    assert 0 < weak < 0.9 * (run(base, injected(other)) - plain).norm()
     assert base.model_options["transformer_options"].get("patches") is None
 
 
-def test_calibration_moves_the_latent_instead_of_the_network(comfy, base):
-    _, trace = record(comfy, base, start="other")
-    light = comfy.run("FrozenInjectHSpace", model=base, trace=trace, gamma="0.3", t_edit=400.0, apply_to="both",
+def test_calibration_moves_the_latent_instead_of_the_network(comfy, base, other):
+    light = comfy.run("FrozenInjectHSpace", model=base, trace=other, gamma="0.3", t_edit=400.0, apply_to="both",
                       norm_mode="masked", check="model", gamma_skips=0.0)[0]
     sampler = comfy.run("FrozenLatentCalibration", edited_model=light, omega=0.3, start=1000.0, end=400.0)[0]
-    ours = run(base, injected(trace, InjectionSettings(t_boost=-1, omega=0.3)))
+    ours = run(base, injected(other, InjectionSettings(t_boost=-1, omega=0.3)))
     torch.testing.assert_close(run(base, sampler), ours, rtol=1e-4, atol=1e-4)
-    other = comfy.run("FrozenLatentCalibration", edited_model=base, omega=0.3, start=1.0, end=1.0)[0]
-    assert torch.equal(run(base, other), run(base, comfy_sampler("euler")))
+    idle = comfy.run("FrozenLatentCalibration", edited_model=base, omega=0.3, start=1.0, end=1.0)[0]
+    assert torch.equal(run(base, idle), run(base, comfy_sampler("euler")))
 
 
-def test_models_and_traces_are_told_apart(comfy, base, tiny_sd15, tiny_sdxl):
-    _, trace = record(comfy, base, start="other")
+def test_models_and_traces_are_told_apart(comfy, base, tiny_sd15, tiny_sdxl, other):
     assert model_identity(base) == model_identity(base.clone())
     stranger = tiny_sd15(seed=3)
     assert model_identity(stranger) != model_identity(base)
     with pytest.raises(TraceError, match="another model"):
-        run(stranger, injected(trace))
-    run(stranger, injected(trace, check="shapes only"), steps=3)
+        run(stranger, injected(other))
+    run(stranger, injected(other, check="shapes only"), steps=3)
     wide = HTrace({"h": torch.zeros(1, 1, 64, 2, 2).half()}, (500.0,), {})
     with pytest.raises(TraceError, match="64 channels.*128|128.*64"):
         run(base, injected(wide))
     with pytest.raises(TraceError, match="deep_skips"):
-        run(base, injected(trace, gamma_skips=0.3))
+        run(base, injected(HTrace({"h": other.features["h"]}, other.times, other.about), gamma_skips=0.3))
     with pytest.raises(TraceError, match="different sizes"):
-        small = HTrace({"h": trace.features["h"][..., :1, :]}, trace.times, trace.about)
+        small = HTrace({"h": other.features["h"][..., :1, :]}, other.times, other.about)
         run(base, injected(small, check="strict"))
     with pytest.raises(TraceError, match="steps are up to"):
-        run(base, injected(trace, check="strict"), steps=7)
+        run(base, injected(other, check="strict"), steps=7)
 
 
 def test_sizes_and_batches_that_differ_are_fitted_with_a_word(comfy, base, caplog):
@@ -331,7 +268,7 @@ def test_what_has_no_bottleneck_is_refused(comfy, base):
     model = base.clone()
     model.model = type("Model", (), {"diffusion_model": DiT()})()
     trace = record(comfy, base)[1]
-    for call in (lambda: invert(model, conditioning(1), pictures(), 4),
+    for call in (lambda: invert(model, conditioning(1), torch.ones(1, 4, SIZE, SIZE), 4),
                  lambda: comfy.run("FrozenInjectHSpace", model=model, trace=trace, gamma="0.3", t_edit=400.0,
                                    apply_to="both", norm_mode="masked", check="model", gamma_skips=0.0)):
         with pytest.raises(ValueError, match="DiT, which has no bottleneck"):
@@ -350,31 +287,22 @@ def test_gamma_must_be_a_weight(comfy, base, gamma):
 def test_rising_sigmas_are_refused(comfy, base):
     _, trace = record(comfy, base)
     with pytest.raises(ValueError, match="fall from step to step"):
-        guider(base).sample(pictures(), pictures(), injected(trace), levels(base).flip(0), disable_pbar=True)
+        picture = torch.ones(1, 4, SIZE, SIZE)
+        guider(base).sample(picture, picture, injected(trace), levels(base).flip(0), disable_pbar=True)
 
 
-def test_latents_that_cannot_be_inverted(base):
-    for bad in (torch.zeros(1, 4, SIZE, SIZE), torch.full((1, 4, SIZE, SIZE), math.nan)):
-        with pytest.raises(ValueError, match="empty or not finite"):
-            invert(base, conditioning(1), bad, 4)
-    with pytest.raises(ValueError, match="at least 2 steps"):
-        invert(base, conditioning(1), pictures(), 1)
-
-
-def test_skipped_deep_blocks_are_noticed(comfy, base):
+def test_skipped_deep_blocks_are_noticed(comfy, base, other):
     """A pack that leaves the decoder's first block out shows no h: an error, not an empty trace."""
     model = base.clone()
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "cache",
                                lambda executor, x, *args, **kwargs: torch.zeros_like(x))
-    trace = record(comfy, base, start="other")[1]
-    for call in (lambda: record(comfy, model, steps=2), lambda: run(model, injected(trace)),
-                 lambda: run(model, injected(trace, shared_encoder=True))):
+    for call in (lambda: record(comfy, model, steps=2), lambda: run(model, injected(other)),
+                 lambda: run(model, injected(other, shared_encoder=True))):
         with pytest.raises(TraceError, match="not seen"):
             call()
 
 
 def test_the_model_stays_clean_after_a_failure(comfy, base):
-    _, trace = record(comfy, base, start="other")
     before = run(base, comfy_sampler("euler"))
     wide = HTrace({"h": torch.zeros(1, 1, 64, 2, 2).half()}, (500.0,), {})
     with pytest.raises(TraceError):
@@ -383,26 +311,23 @@ def test_the_model_stays_clean_after_a_failure(comfy, base):
     assert all(not layer._forward_hooks for layer in base.model.diffusion_model.modules())
 
 
-def test_boosting_is_seeded(comfy, base):
-    _, trace = record(comfy, base, start="other")
+def test_boosting_is_seeded(comfy, base, other):
     settings = InjectionSettings(t_boost=300)
-    one, two, three = (run(base, injected(trace, settings), seed=seed) for seed in (1, 1, 2))
+    one, two, three = (run(base, injected(other, settings), seed=seed) for seed in (1, 1, 2))
     assert torch.equal(one, two) and not torch.equal(one, three)
 
 
-def test_record_plots_what_an_injection_did(comfy, base):
-    _, trace = record(comfy, base, start="other")
+def test_record_plots_what_an_injection_did(comfy, base, other):
     random = custom.Noise_RandomNoise(3)
-    output, _, plot = comfy.run("FrozenRecordHSpace", noise=random, guider=guider(base), sampler=injected(trace),
+    output, _, plot = comfy.run("FrozenRecordHSpace", noise=random, guider=guider(base), sampler=injected(other),
                                 sigmas=levels(base), deep_skips=0,
                                 latent_image={"samples": torch.zeros(1, 4, SIZE, SIZE)})
     assert plot.shape[1] > 500 and plot.min() < 0.2 and output["samples"].isfinite().all()
 
 
-def test_saved_traces_come_back(comfy, base):
-    _, trace = record(comfy, base, start="other")
-    region = comfy.run("FrozenMaskHSpace", trace=trace, mask=torch.ones(1, 32, 32), threshold=0.5, strength=1.0)[0]
-    merged = comfy.run("FrozenMergeHSpace", trace_a=region, trace_b=trace, mode="beside", weight=0.5)[0]
+def test_saved_traces_come_back(comfy, base, other):
+    region = comfy.run("FrozenMaskHSpace", trace=other, mask=torch.ones(1, 32, 32), threshold=0.5, strength=1.0)[0]
+    merged = comfy.run("FrozenMergeHSpace", trace_a=region, trace_b=other, mode="beside", weight=0.5)[0]
     path = comfy.run("FrozenSaveHTrace", trace=merged, filename_prefix="h_traces/test")[0]
     again = comfy.run("FrozenLoadHTrace", file=path)[0]
     assert torch.equal(run(base, injected(again)), run(base, injected(merged)))

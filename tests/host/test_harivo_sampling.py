@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from comfy import model_management
 from comfy.patcher_extension import WrappersMP
 from comfy_extras import nodes_custom_sampler as custom
 from motion_examples import TINY, random_motion
@@ -14,18 +13,9 @@ from frozen_diffusion.modules.motion.mitigating_gradient import mitigate, step_s
 from frozen_diffusion.modules.motion.module import MotionConfig
 from testhost.models import conditioning, latent, sample
 
+pytestmark = pytest.mark.usefixtures("unloaded")
+
 SIZE = (8, 8)
-
-
-@pytest.fixture(scope="module")
-def base(tiny_sd15):
-    return tiny_sd15()
-
-
-@pytest.fixture(autouse=True)
-def unloaded():
-    yield
-    model_management.unload_all_models()
 
 
 def context_width(model) -> int:

@@ -20,25 +20,16 @@ from frozen_diffusion.modules.host.latent_basis import (
 from frozen_diffusion.modules.training.order import stream
 from testhost.models import conditioning, sample
 
+pytestmark = pytest.mark.usefixtures("unloaded")
+
 SIZE = 16
 SIGMAS = torch.tensor([5.0, 1.0, 0.0])
-
-
-@pytest.fixture(scope="module")
-def base(tiny_sd15):
-    return tiny_sd15()
 
 
 @pytest.fixture(scope="module")
 def found(base):
     with torch.inference_mode():
         return compute_basis(base, conditioning(1), noisy(), SIGMAS, BasisRequest(rank=3))[0]
-
-
-@pytest.fixture(autouse=True)
-def unloaded():
-    yield
-    model_management.unload_all_models()
 
 
 def noisy(name="noisy", size=SIZE):

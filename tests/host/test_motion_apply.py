@@ -19,12 +19,6 @@ SIZE = (8, 8)
 
 
 @pytest.fixture(scope="module")
-def base(tiny_sd15):
-    """One image model for all tests here: each must leave it as it was."""
-    return tiny_sd15()
-
-
-@pytest.fixture(scope="module")
 def plain(base):
     return sample(base, 4, size=SIZE)
 

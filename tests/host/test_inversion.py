@@ -1,0 +1,73 @@
+"""DDIM inversion in the host: the levels it records, the way back, and what cannot be inverted."""
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from comfy.samplers import sampler_object
+from comfy_extras import nodes_custom_sampler as custom
+
+from frozen_diffusion.modules.host.inversion import invert
+from frozen_diffusion.modules.training.order import stream
+from testhost.models import conditioning
+
+pytestmark = pytest.mark.usefixtures("unloaded")
+
+SIZE = 16
+
+
+def picture():
+    return 5 * torch.randn(1, 4, SIZE, SIZE, generator=stream("h-space host", "picture"))
+
+
+def test_inversion_records_every_level_and_finds_the_way_back(comfy, base):
+    start, text = picture(), conditioning(1)
+    noise, trace, sigmas, again, report = comfy.run(
+        "FrozenInvertDDIM", model=base, positive=text, latent={"samples": start}, steps=12, refinements=0,
+        deep_skips=3, check=True)
+    assert trace.times[0] == 0 and trace.times[-1] == 999 and len(trace.times) == 12
+    assert set(trace.features) == {"h", "skip0", "skip1", "skip2"} and "dB" in report
+    assert sigmas[-1] == 0 and (sigmas.diff() < 0).all() and sigmas[0] == pytest.approx(14.6146, abs=1e-3)
+    errors = {steps: (invert(base, text, start, steps).again - start).norm().item() for steps in (4, 12)}
+    assert errors[12] < errors[4]
+    back = comfy.run(custom.SamplerCustom, model=base, add_noise=False, noise_seed=0, cfg=1.0, positive=text,
+                     negative=text, sampler=sampler_object("euler"), sigmas=sigmas, latent_image=noise)[0]
+    torch.testing.assert_close(back["samples"], again["samples"], rtol=1e-4, atol=1e-4)
+
+
+def with_noise(model, eps):
+    """The MODEL with another noise prediction, a function of the network's input; the network runs for the trace."""
+    model = model.clone()
+
+    def wrapper(apply, args):
+        apply(args["input"], args["timestep"], **args["c"])
+        sigma = args["timestep"].view(-1, 1, 1, 1)
+        return args["input"] - sigma * eps(args["input"] / (1 + sigma ** 2) ** 0.5)
+
+    model.set_model_unet_function_wrapper(wrapper)
+    return model
+
+
+def test_inversion_is_exact_for_noise_that_ignores_the_picture(base):
+    """With eps independent of x the way back meets the picture, but for the first level's distance from 0."""
+    eps = torch.randn(1, 4, SIZE, SIZE, generator=stream("constant eps"))
+    found = invert(with_noise(base, lambda x: eps), conditioning(1), picture(), 6)
+    first = float(found.sigmas[-2])
+    start = 0.18215 * picture() * (1 + first ** 2) ** 0.5
+    torch.testing.assert_close(found.again * 0.18215, start - first * eps, rtol=1e-4, atol=1e-4)
+
+
+def test_refinements_bring_the_way_back_closer(base):
+    model = with_noise(base, lambda x: x.sin())
+    errors = [(invert(model, conditioning(1), picture(), 6, refinements=count).again - picture()).norm().item()
+              for count in (0, 3)]
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_latents_that_cannot_be_inverted(base):
+    for bad in (torch.zeros(1, 4, SIZE, SIZE), torch.full((1, 4, SIZE, SIZE), math.nan)):
+        with pytest.raises(ValueError, match="empty or not finite"):
+            invert(base, conditioning(1), bad, 4)
+    with pytest.raises(ValueError, match="at least 2 steps"):
+        invert(base, conditioning(1), picture(), 1)
