@@ -58,7 +58,7 @@ def load_bench(name: str) -> ModuleType:
     boot_comfyui()
     sys.path.append(str(BENCHES.parent))        # benchmarks may use the test host
     spec = importlib.util.spec_from_file_location(f"bench_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)     # dataclasses look themselves up
     spec.loader.exec_module(module)
     return module
 

@@ -1,15 +1,18 @@
 """The sprite-world HARIVO module and its ablation: the pack's own `train motion` command, parts left out in turn."""
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from .train_motion import ARGUMENTS, publish_motion, run_training
+from .training import WEIGHTS
 
 PARTS = {"mapping": ("--mapping-width", "48"), "tokens": ("--frame-tokens", "4"),
          "convolution": ("--temporal-convolution",), "trs": ("--trs", "0.05", "--trs-from", "300"),
          "dc": ("--dc", "0.01")}
 ROWS = ("full", *(f"no_{part}" for part in PARTS), "baseline")      # of the ablation: the same data, steps and seed
 ABLATION_STEPS = ("--steps", "800")
+FROM_BASELINE = ("--steps", "600", "--warmup", "50", "--noise-shift", "3", "--warm-start-rate", "1", "--warm-start")
 
 
 def arguments(row: str) -> tuple[str, ...]:
@@ -24,9 +27,11 @@ def ablation_file(runs: Path, row: str) -> Path:
 
 
 def train_harivo(runs: Path) -> Path:
-    """HARIVO with all its parts and losses."""
+    """HARIVO with all its parts and losses, warm-started from the shipped baseline (harivo.md 3)."""
+    baseline = os.path.relpath(WEIGHTS / "sprite_motion.safetensors")
     return publish_motion("sprite_harivo", "HARIVO of sprite world: mapping network, frame tokens, temporal "
-                          "convolution, TRS and DC losses. A reconstruction; see the README.", arguments("full"), runs)
+                          "convolution, TRS and DC losses. A reconstruction; see the README.",
+                          (*arguments("full"), *FROM_BASELINE, baseline), runs)
 
 
 def train_harivo_ablation(runs: Path) -> Path:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 OWN_MODEL = ("\n\n**With your own SD1.5 checkpoint:** replace *Load Sprite World* by *Load Checkpoint*, set the size "
              "to 512x512 and write prompts as usual.")
+BASELINE, HARIVO = (f"frozen-diffusion/{name}.safetensors" for name in ("sprite_motion", "sprite_harivo"))
 CAPTIONS = ("\n\nSprite world knows captions such as `a large fox on the right of a yellow dotted background, "
             "bouncing`. Sprites: dog cat car apple sunflower ball fish balloon butterfly rocket turtle banana "
             "house moon star bee guitar mushroom octopus tree fox frog panda watermelon. Motions: standing still, "
@@ -40,10 +41,10 @@ def image_graph(prompt: str, frames: int = 1, model: str = "world", seed: int = 
 
 
 def video_graph(prompt: str, name: str, frames: int = 16, motion_on: str = "world", model: str = "motion",
-                seed: int = 7) -> dict:
+                seed: int = 7, motion_file: str = BASELINE) -> dict:
     """Prompt to a video file and a frame sheet. The motion module sits on the MODEL of node `motion_on`."""
     return image_graph(prompt, frames, model, seed) | {
-        "module": node("FrozenLoadMotionModule", motion_file="frozen-diffusion/sprite_motion.safetensors"),
+        "module": node("FrozenLoadMotionModule", motion_file=motion_file),
         "motion": node("FrozenApplyMotionModule", model=[motion_on, 0], motion_module=["module", 0], strength=1.0,
                        frames_per_clip=0, start_percent=0.0, end_percent=1.0, beta_schedule="auto",
                        groupnorm="official"),

@@ -13,7 +13,7 @@ from frozen_diffusion.modules.host.boot import PACK
 from .edit_templates import EDIT_TEMPLATES
 from .layout import ui_workflow, write_workflow
 from .server import LINK, Server, free_port
-from .template_parts import CAPTIONS, OWN_MODEL, Template, image_graph, node, video_graph
+from .template_parts import CAPTIONS, HARIVO, OWN_MODEL, Template, image_graph, node, video_graph
 
 
 def text_to_image() -> Template:
@@ -41,24 +41,56 @@ def text_to_video_style_lora() -> Template:
                             "your own LoRAs go in the same place." + OWN_MODEL,))
 
 
-def controlnet_frames() -> Template:
-    graph = video_graph("a large rocket in the middle of a purple plain background, moving up", "control")
+def drawn_edges(name: str, caption: str) -> dict:
+    """A picture of the caption and its edges, for a ControlNet; the nodes are named after `name`."""
+    return {
+        f"{name} prompt": node("CLIPTextEncode", clip=["world", 1], text=caption),
+        f"{name} latent": node("EmptyLatentImage", width=128, height=128, batch_size=1),
+        name: node("KSampler", model=["world", 0], positive=[f"{name} prompt", 0], negative=["negative", 0],
+                   latent_image=[f"{name} latent", 0], seed=11, steps=20, cfg=5.0, sampler_name="euler",
+                   scheduler="normal", denoise=1.0),
+        f"{name} decode": node("VAEDecode", samples=[name, 0], vae=["world", 2]),
+        f"{name} edges": node("Canny", image=[f"{name} decode", 0], low_threshold=0.1, high_threshold=0.3),
+    }
+
+
+def controlled(graph: dict, hints: str, frames: str, strengths: str) -> None:
+    """Let the pictures of node `hints` guide the listed frames of a video graph."""
     graph |= {
-        "picture prompt": node("CLIPTextEncode", clip=["world", 1],
-                               text="a large rocket on the left of a black plain background"),
-        "picture latent": node("EmptyLatentImage", width=128, height=128, batch_size=1),
-        "picture": node("KSampler", model=["world", 0], positive=["picture prompt", 0], negative=["negative", 0],
-                        latent_image=["picture latent", 0], seed=11, steps=20, cfg=5.0, sampler_name="euler",
-                        scheduler="normal", denoise=1.0),
-        "picture decode": node("VAEDecode", samples=["picture", 0], vae=["world", 2]),
-        "edges": node("Canny", image=["picture decode", 0], low_threshold=0.1, high_threshold=0.3),
-        "show edges": node("PreviewImage", images=["edges", 0]),
+        "show edges": node("PreviewImage", images=[hints, 0]),
         "controlnet": node("ControlNetLoader", control_net_name="sprite_edges.safetensors"),
         "control": node("FrozenControlFrames", positive=["positive", 0], negative=["negative", 0],
-                        control_net=["controlnet", 0], image=["edges", 0], latent=["latent", 0], frames="0, 1",
-                        strengths="1.0, 0.6", start_percent=0.0, end_percent=1.0),
-    }
+                        control_net=["controlnet", 0], image=[hints, 0], latent=["latent", 0], frames=frames,
+                        strengths=strengths, start_percent=0.0, end_percent=1.0)}
     graph["sampler"]["inputs"] |= {"positive": ["control", 0], "negative": ["control", 1]}
+
+
+def harivo_text_to_video() -> Template:
+    graph = video_graph("a large dog in the middle of a blue striped background, moving left", "harivo", motion_file=HARIVO)
+    return Template(graph, ("## Text to video by HARIVO\nThe motion module of this file has HARIVO's parts: a mapping network "
+                            "for the noise, words of its own for every frame, and a convolution along time. *Apply Motion "
+                            "Module* shows a switch for the first two.\n\n- The weights are a reconstruction, trained "
+                            "by this pack; the paper's own were never released.\n- For your own: template "
+                            "*train_harivo*." + OWN_MODEL + " It needs a HARIVO file trained for it.", "### Captions" + CAPTIONS))
+
+
+def harivo_controlnet() -> Template:
+    graph = video_graph("a large rocket in the middle of a purple plain background, moving right", "harivo_control",
+                        motion_file=HARIVO)
+    graph |= drawn_edges("first", "a large rocket on the left of a black plain background")
+    graph |= drawn_edges("last", "a large rocket on the right of a black plain background")
+    graph["hints"] = node("ImageBatch", image1=["first edges", 0], image2=["last edges", 0])
+    controlled(graph, "hints", "0, -1", "1.0")
+    return Template(graph, ("## HARIVO with a ControlNet on the first and the last frame\nTwo pictures are drawn; their edges "
+                            "say where the clip begins and ends, the motion module does the way between. The ControlNet "
+                            "sees the latents as they are and the plain prompt: HARIVO's mapping network and frame tokens "
+                            "are for the U-Net alone.",))
+
+
+def controlnet_frames() -> Template:
+    graph = video_graph("a large rocket in the middle of a purple plain background, moving up", "control")
+    graph |= drawn_edges("picture", "a large rocket on the left of a black plain background")
+    controlled(graph, "picture edges", "0, 1", "1.0, 0.6")
     return Template(graph, ("## ControlNet on chosen frames\nA picture is drawn first; its edges guide the listed frames of "
                             "the clip, the motion module does the others. **frames** lists the frames (0 is the first, -1 "
                             "the last), **strengths** one number for all or one for each. Connect several hint images, one "
@@ -174,7 +206,7 @@ def train_harivo() -> Template:
 
 
 TEMPLATES = {template.__name__: template for template in (
-    text_to_image, text_to_video, text_to_video_style_lora, controlnet_frames, long_clip_context_windows,
+    text_to_image, text_to_video, harivo_text_to_video, text_to_video_style_lora, controlnet_frames, harivo_controlnet, long_clip_context_windows,
     animatediff_own_checkpoint, train_motion_module, mitigating_gradient, animatediff_smooth, train_harivo,
     *EDIT_TEMPLATES)}
 

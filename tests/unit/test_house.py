@@ -190,7 +190,9 @@ def test_saved_values_are_counted():
 def test_benchmarks_are_found_by_name(tmp_path, monkeypatch, capsys):
     """`bench some-name` runs tests/bench/some_name.py and ends with one JSON object."""
     from frozen_diffusion.modules import cli
-    (tmp_path / "some_name.py").write_text("def run():\n    print('working')\n"
+    (tmp_path / "some_name.py").write_text("from __future__ import annotations\nimport dataclasses\n"
+                                           "@dataclasses.dataclass\nclass Kept:\n    x: float\n"
+                                           "def run():\n    print('working')\n"
                                            "    return {'figures': {'x': 1.5}, 'context': {'seed': 3}}\n")
     monkeypatch.setattr(cli, "BENCHES", tmp_path)
     monkeypatch.setattr(cli, "boot_comfyui", lambda: None)
