@@ -23,7 +23,7 @@ from frozen_diffusion.modules.host.motion_files import load_motion_file
 
 JUDGE = "sprite world's oracle (modules/demo/oracle.py, motion_oracle.py)"
 SAMPLER, SCHEDULER, CFG = "euler", "normal", 5.0
-MOTION_FILE = WEIGHTS / "sprite_motion.safetensors"
+MOTION = "sprite_motion"
 STYLE_FILE = WEIGHTS / "loras" / "sprite_inverted.safetensors"
 
 
@@ -43,9 +43,9 @@ def load_world() -> World:
     return World(*load_sprite_world())
 
 
-def with_motion(model, frames_per_clip: int = 0):
-    """The MODEL with the shipped motion module, as Load and Apply Motion Module do it."""
-    return apply_motion(model, load_motion_file(MOTION_FILE)[0], frames_per_clip=frames_per_clip)
+def with_motion(model, frames_per_clip: int = 0, name: str = MOTION):
+    """The MODEL with a motion module of weights/, as Load and Apply Motion Module do it."""
+    return apply_motion(model, load_motion_file(WEIGHTS / f"{name}.safetensors")[0], frames_per_clip=frames_per_clip)
 
 
 def with_style(model):

@@ -70,7 +70,7 @@ def main() -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--ui", action="store_true", help="open the page and leave the server running")
-    parser.add_argument("--template", default="text_to_video", help="a file of workflows/, without .json")
+    parser.add_argument("--template", default="harivo_text_to_video", help="a file of workflows/, without .json")
     parser.add_argument("--port", type=int, help="the server's port; a free one if not given")
     options = parser.parse_args()
     path = PACK / "workflows" / f"{options.template}.json"
