@@ -58,9 +58,10 @@ def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
 def make_video() -> None:
     boot_comfyui(["--use-pytorch-cross-attention"])
     from bench._sprite_world import generate, load_world, with_motion
+    from frozen_diffusion.modules.demo.renderer import FRAMES
     world = load_world()
-    model = with_motion(world.model)
-    clips = torch.cat([generate(world, model, [caption], seed, steps=20, frames=16)
+    model = with_motion(world.model, FRAMES, "sprite_harivo")
+    clips = torch.cat([generate(world, model, [caption], seed, steps=20, frames=FRAMES)
                        for caption, seed in PROMPTS.items()])
     write_moving(clips, DOCS / "text_to_video.webp")
     print(DOCS / "text_to_video.webp")
