@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from frozen_diffusion.modules.demo.renderer import FRAMES
 from frozen_diffusion.modules.frame_sheet import to_image
 from frozen_diffusion.modules.host.boot import PACK, boot_comfyui
 
@@ -58,7 +59,6 @@ def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
 def make_video() -> None:
     boot_comfyui(["--use-pytorch-cross-attention"])
     from bench._sprite_world import generate, load_world, with_motion
-    from frozen_diffusion.modules.demo.renderer import FRAMES
     world = load_world()
     model = with_motion(world.model, FRAMES, "sprite_harivo")
     clips = torch.cat([generate(world, model, [caption], seed, steps=20, frames=FRAMES)
