@@ -1,7 +1,7 @@
 """The templates of h-space content injection and of the latent basis; see templates.py."""
 from __future__ import annotations
 
-from .template_parts import OWN_MODEL, Template, image_graph, node, video_graph
+from .template_parts import OWN_MODEL, Template, drawn, node, video_graph
 
 CONTENT, CONTENT_SEED = "a large watermelon on the right of a green plain background", 5
 STYLE, STYLE_SEED = "a small star on the left of a red striped background", 16
@@ -12,13 +12,8 @@ EDIT_STEPS = 50
 
 def picture(name: str, prompt: str, seed: int) -> dict:
     """A picture from a prompt as a LATENT, `name`, and shown."""
-    part = image_graph(prompt, seed=seed)
-    part = {key: part[key] for key in ("positive", "latent", "sampler", "decode")}
-    part["sampler"]["inputs"] |= {"positive": [f"{name} prompt", 0], "negative": ["empty", 0],
-                                  "latent_image": [f"{name} size", 0]}
-    part["decode"]["inputs"] |= {"samples": [name, 0]}
-    return {f"{name} prompt": part["positive"], f"{name} size": part["latent"], name: part["sampler"],
-            f"{name} decode": part["decode"], f"{name} shown": node("PreviewImage", images=[f"{name} decode", 0])}
+    return drawn(name, prompt, seed, "empty") | {
+        f"{name} shown": node("PreviewImage", images=[f"{name} decode", 0])}
 
 
 def inverted(name: str, deep_skips: int = 0) -> dict:

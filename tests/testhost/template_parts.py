@@ -40,6 +40,16 @@ def image_graph(prompt: str, frames: int = 1, model: str = "world", seed: int = 
     }
 
 
+def drawn(name: str, prompt: str, seed: int, negative: str) -> dict:
+    """A picture from a prompt as a LATENT, `name`, and decoded; the other nodes are named after it."""
+    part = image_graph(prompt, seed=seed)
+    part["sampler"]["inputs"] |= {"positive": [f"{name} prompt", 0], "negative": [negative, 0],
+                                  "latent_image": [f"{name} size", 0]}
+    part["decode"]["inputs"] |= {"samples": [name, 0]}
+    return {f"{name} prompt": part["positive"], f"{name} size": part["latent"], name: part["sampler"],
+            f"{name} decode": part["decode"]}
+
+
 def video_graph(prompt: str, name: str, frames: int = 16, motion_on: str = "world", model: str = "motion",
                 seed: int = 7, motion_file: str = BASELINE) -> dict:
     """Prompt to a video file and a frame sheet. The motion module sits on the MODEL of node `motion_on`."""

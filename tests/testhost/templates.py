@@ -13,7 +13,7 @@ from frozen_diffusion.modules.host.boot import PACK
 from .edit_templates import EDIT_TEMPLATES
 from .layout import ui_workflow, write_workflow
 from .server import LINK, Server, free_port
-from .template_parts import CAPTIONS, HARIVO, OWN_MODEL, Template, image_graph, node, video_graph
+from .template_parts import CAPTIONS, HARIVO, OWN_MODEL, Template, drawn, image_graph, node, video_graph
 
 
 def text_to_image() -> Template:
@@ -43,15 +43,8 @@ def text_to_video_style_lora() -> Template:
 
 def drawn_edges(name: str, caption: str) -> dict:
     """A picture of the caption and its edges, for a ControlNet; the nodes are named after `name`."""
-    return {
-        f"{name} prompt": node("CLIPTextEncode", clip=["world", 1], text=caption),
-        f"{name} latent": node("EmptyLatentImage", width=128, height=128, batch_size=1),
-        name: node("KSampler", model=["world", 0], positive=[f"{name} prompt", 0], negative=["negative", 0],
-                   latent_image=[f"{name} latent", 0], seed=11, steps=20, cfg=5.0, sampler_name="euler",
-                   scheduler="normal", denoise=1.0),
-        f"{name} decode": node("VAEDecode", samples=[name, 0], vae=["world", 2]),
-        f"{name} edges": node("Canny", image=[f"{name} decode", 0], low_threshold=0.1, high_threshold=0.3),
-    }
+    return drawn(name, caption, 11, "negative") | {
+        f"{name} edges": node("Canny", image=[f"{name} decode", 0], low_threshold=0.1, high_threshold=0.3)}
 
 
 def controlled(graph: dict, hints: str, frames: str, strengths: str) -> None:
