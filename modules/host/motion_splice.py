@@ -30,11 +30,13 @@ class MotionRun:
         strength: how much of a layer's change is added; 0 leaves the features untouched, bit for bit.
         sigmas: (highest, lowest) noise level at which the layers act.
         pooled: whether the U-Net's ResBlock norms and final norm see all frames of a clip at once.
+        places: [frames], which frames of their clip these are; None = the first ones.
     """
     frames: int
     strength: float = 1.0
     sigmas: tuple[float, float] = EVER
     pooled: bool = False
+    places: Tensor | None = None
 
     @property
     def active(self) -> bool:
@@ -55,7 +57,7 @@ class MotionSlot(nn.Module):
                                "options of `motion_options`, or sample through the node Apply Motion Module.")
         if not run.active:
             return x
-        y = self.layer(x, run.frames)
+        y = self.layer(x, run.frames, run.places)
         return y if run.strength == 1 else torch.lerp(x, y, run.strength)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .frame_tokens import FrameTokens, with_frame_tokens
 from .mapping import MappingNetwork
-from .transformer import TemporalConv, TemporalTransformer
+from .transformer import TemporalAttention, TemporalConv, TemporalTransformer, look_at_own_place
 
 DOWN_LAYERS, UP_LAYERS = 2, 3       # per level, in SD1.5 and SDXL alike
 
@@ -54,11 +54,11 @@ class MotionLayer(NamedTuple):
     transformer: TemporalTransformer
     convolution: TemporalConv | None = None
 
-    def __call__(self, x: Tensor, frames: int) -> Tensor:
-        """x [(b f), C, H, W] with f = `frames`; returns the same shape."""
+    def __call__(self, x: Tensor, frames: int, places: Tensor | None = None) -> Tensor:
+        """x [(b f), C, H, W] with f = `frames`, at `places` [f] of their clip; returns the same shape."""
         if self.convolution is not None:
             x = self.convolution(x, frames)
-        return self.transformer(x, frames)
+        return self.transformer(x, frames, places)
 
 
 class MotionUnit(nn.Module):
@@ -157,9 +157,10 @@ class MotionModule(nn.Module):
 
 
 def fresh_motion_module(config: MotionConfig, seed: int = 0, operations=nn) -> MotionModule:
-    """A module to train from scratch, fp32: torch's initial values drawn from `seed`, the identity at birth.
+    """A module to train from scratch, fp32: the identity at birth.
 
-    torch's own random state is left as it was.
+    Initial values are torch's, drawn from `seed`, but for those of `look_at_own_place`. torch's own random state is
+    left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -168,6 +169,9 @@ def fresh_motion_module(config: MotionConfig, seed: int = 0, operations=nn) -> M
             for kind in (nn.Linear, nn.Conv3d, nn.GroupNorm, nn.LayerNorm):
                 if isinstance(layer, kind):
                     kind.reset_parameters(layer)        # the host's layers start as uninitialised memory
+        for layer in module.modules():
+            if isinstance(layer, TemporalAttention):
+                look_at_own_place(layer)
     for layer in module.output_projections():
         for parameter in layer.parameters():
             nn.init.zeros_(parameter)

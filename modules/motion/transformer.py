@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 MAX_SEQUENCES = 65535       # CUDA's attention kernels take no longer batch
+LOGIT = 8.0                 # of two equal frames in the heads that know their place at the start of a training
 
 
 def sinusoids(length: int, channels: int, device: torch.device | str | None = None) -> Tensor:
@@ -43,12 +44,13 @@ class PositionCodes(nn.Module):
         self.pe = self.pe.to(fn(self.pe).device)        # moves with the module, never changes type
         return self
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [N, F, C]. Raises ValueError when F > max_frames."""
+    def forward(self, x: Tensor, places: Tensor | None = None) -> Tensor:
+        """x [N, F, C]; places [F] in the clip, None = the first F. Raises ValueError when F > max_frames."""
         if x.shape[1] > self.pe.shape[1]:
             raise ValueError(f"A clip of {x.shape[1]} frames was given to a motion module with position "
                              f"codes for {self.pe.shape[1]}. Make shorter clips, or use context windows.")
-        return (x + self.pe[:, :x.shape[1]].to(x.device)).to(x.dtype)
+        codes = self.pe[:, :x.shape[1]] if places is None else self.pe[:, places]
+        return (x + codes.to(x.device)).to(x.dtype)
 
 
 class TemporalAttention(nn.Module):
@@ -62,9 +64,26 @@ class TemporalAttention(nn.Module):
         self.to_out = nn.Sequential(operations.Linear(channels, channels, **factory))
         self.pos_encoder = PositionCodes(channels, max_frames, factory.get("device"))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.pos_encoder(x)                                                 # [N, F, C]
+    def forward(self, x: Tensor, places: Tensor | None = None) -> Tensor:
+        x = self.pos_encoder(x, places)                                         # [N, F, C]
         return self.to_out(attend(self.to_q(x), self.to_k(x), self.to_v(x), self.heads))
+
+
+def look_at_own_place(attention: TemporalAttention) -> None:
+    """Initial values with which half of the heads attend to the frame itself and its neighbours, by position codes.
+
+    With torch's own values every head looks at all frames nearly alike, so that all frames get the same mean of codes
+    and none can tell where in the clip it is; small trainings end before that changes. Here the first half of the heads
+    compares the codes of highest frequency, and values pass through at full strength.
+    """
+    channels, heads = attention.to_q.weight.shape[0], attention.heads // 2
+    width = channels // attention.heads
+    with torch.no_grad():
+        for layer in (attention.to_q, attention.to_k):
+            nn.init.eye_(layer.weight[:width]).mul_((LOGIT / width ** 0.5) ** 0.5)
+            layer.weight[:heads * width] = layer.weight[:width].repeat(heads, 1)
+        for layer in (attention.to_v, attention.to_out[0]):
+            nn.init.orthogonal_(layer.weight)
 
 
 class GEGLU(nn.Module):
@@ -102,9 +121,9 @@ class TemporalBlock(nn.Module):
         self.ff = FeedForward(channels, operations, **factory)
         self.ff_norm = operations.LayerNorm(channels, **factory)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, places: Tensor | None = None) -> Tensor:
         for attention, norm in zip(self.attention_blocks, self.norms, strict=True):
-            x = x + attention(norm(x))                                          # [N, F, C]
+            x = x + attention(norm(x), places)                                  # [N, F, C]
         return x + self.ff(self.ff_norm(x))
 
 
@@ -132,14 +151,17 @@ class TemporalTransformer(nn.Module):
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
 
-    def forward(self, x: Tensor, frames: int) -> Tensor:
-        """x [(b f), C, H, W] with f = `frames` <= max_frames; returns the same shape."""
+    def forward(self, x: Tensor, frames: int, places: Tensor | None = None) -> Tensor:
+        """x [(b f), C, H, W] with f = `frames` <= max_frames; returns the same shape.
+
+        places [f]: of these frames in their clip, None = the first f.
+        """
         height, width = x.shape[-2:]
         h = self.norm(x).unflatten(0, (-1, frames)).flatten(3)                  # [b, f, C, HW]
         h = h.permute(0, 3, 1, 2).flatten(0, 1)                                 # [(b HW), f, C]
         h = self.proj_in(h)
         for block in self.transformer_blocks:
-            h = block(h)
+            h = block(h, places)
         h = self.proj_out(h).unflatten(0, (-1, height * width))                 # [b, HW, f, C]
         h = h.permute(0, 2, 3, 1).flatten(0, 1).unflatten(2, (height, width))   # [(b f), C, H, W]
         return x + h

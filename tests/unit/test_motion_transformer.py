@@ -89,6 +89,35 @@ def test_clip_longer_than_the_codes_is_refused():
 
 
 @torch.no_grad()
+def test_scattered_frames_have_the_codes_of_their_places():
+    """Frames far apart are known by their places, and the first F places are what no places mean."""
+    layer = random_motion().layers("down")[0].transformer
+    x, places = torch.randn(3, 32, 2, 2), torch.tensor([1, 4, 6])
+    codes = layer.transformer_blocks[0].attention_blocks[0].pos_encoder.pe.clone()
+    assert torch.equal(layer(x, 3, torch.arange(3)), layer(x, 3))
+    moved = layer(x, 3, places)
+    for attention in layer.transformer_blocks[0].attention_blocks:
+        attention.pos_encoder.pe[:, :3] = codes[:, places]
+    assert torch.equal(moved, layer(x, 3)) and not torch.equal(moved, x)
+
+
+@pytest.mark.parametrize("channels", [64, 640])
+@torch.no_grad()
+def test_frames_of_a_fresh_module_know_their_place(channels):
+    """What attention adds differs from frame to frame for equal features; with torch's initial values hardly."""
+    x = torch.randn(64, 1, channels).expand(-1, 16, -1)
+
+    def part_that_knows(attention):
+        added = attention(x)
+        return ((added - added.mean(1, keepdim=True)).square().mean() / added.square().mean()).item()
+
+    attention = transformer.TemporalAttention(channels, 16, 8, torch.nn)
+    before = part_that_knows(attention)
+    transformer.look_at_own_place(attention)
+    assert before < 0.0005 < 0.01 < part_that_knows(attention)
+
+
+@torch.no_grad()
 def test_clips_of_a_batch_do_not_mix():
     layer = random_motion().layers("down")[0]
     x = torch.randn(8, 32, 4, 4)
