@@ -156,6 +156,13 @@ class FrozenTrainMotionModule(io.ComfyNode):
                 io.Float.Input("noise_shift", default=recipe.noise_shift, min=0.1, max=20.0, step=0.1, optional=True,
                                tooltip="1: all noise levels are drawn alike (AnimateDiff). 3: high noise, where motion "
                                        "is decided, is drawn more often."),
+                io.Boolean.Input("scattered", default=recipe.scattered, optional=True,
+                                 tooltip="With frames above 0: draw them from all over the clip, not as a run. Two "
+                                         "scattered frames of 16 clips cost what 16 frames of two cost, and teach "
+                                         "the words for motion much faster."),
+                io.Float.Input("pure_noise", default=recipe.pure_noise, min=0.0, max=1.0, step=0.01, optional=True,
+                               tooltip="Share of clips given as noise alone, e.g. 0.3: sampling starts there, and only "
+                                       "the caption can tell the motion. 0: none (AnimateDiff)."),
             ],
             outputs=[
                 MotionModule.Output(display_name="motion_module",

@@ -4,6 +4,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 
 import comfy.lora
 import comfy.model_management
@@ -85,7 +86,7 @@ class PrivateUNet:
     Args:
         model: the MODEL; read, never written.
         module: trainable, fp32; moved to the host's device.
-        frames: per clip.
+        frames: at once, of each clip; a call may bring another number unless norms are pooled or features watched.
         low_precision: keep the frozen matrices in bfloat16; autocast is the caller's.
         gradient_checkpointing: recompute each block's inside in the backward pass instead of keeping it.
         watch: keep what HARIVO's losses look at in `features`, anew in every pass.
@@ -112,15 +113,19 @@ class PrivateUNet:
             recompute_in_backward(self.unet)
         self.watched = WatchedFeatures(self.unet, frames) if watch else None
 
-    def __call__(self, x: Tensor, t: Tensor, text: Text) -> Tensor:
-        """x [B, F, 4, h, w], t [B], B texts -> what the model predicts, of x's shape."""
+    def __call__(self, x: Tensor, t: Tensor, text: Text, places: Tensor | None = None) -> Tensor:
+        """x [B, F, 4, h, w], t [B], B texts -> what the model predicts, of x's shape.
+
+        places [F]: of these frames in their clips, None = the first F.
+        """
         frames = x.shape[1]
         y = self.base.encode_adm(pooled_output=text.pooled, device=x.device, height=8 * x.shape[-2],
                                  width=8 * x.shape[-1], prompt_type="positive")
-        options = motion_options(self.run) | {"optimized_attention_override": attend}
+        run = replace(self.run, frames=frames, places=places)
+        options = motion_options(run) | {"optimized_attention_override": attend}
         times = t.float().repeat_interleave(frames)                             # [(b f)]
         context = text.tokens.to(x).repeat_interleave(frames, dim=0)            # [(b f), L, D]
-        seconds = torch.arange(frames, device=x.device) / self.module.config.fps
+        seconds = (torch.arange(frames) if places is None else places).to(x.device) / self.module.config.fps
         with self.watched or nullcontext():
             predicted = self.unet(
                 self.module.map_noise(x.flatten(0, 1), times, frames),          # [(b f), 4, h, w]

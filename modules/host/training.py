@@ -80,6 +80,9 @@ class MotionTraining:
         self.checkpoint, self.resume = checkpoint, resume
         self.config = module_config(model, source, recipe, warm)
         self.frames = recipe.frames_of(source.settings.frames, self.config.max_frames)
+        if recipe.scattered and self.config.groupnorm == "pooled":
+            raise ValueError("scattered frames were asked for, but the motion module to start from is of AnimateDiff "
+                             "v1, whose norms are over all frames of a clip. Train it on runs of frames.")
         self.levels = noise_levels(model, self.config.beta_schedule)
         self.warm = warm
         self.codec = HostCodec(vae, clip)
@@ -117,7 +120,7 @@ class MotionTraining:
             store.path.replace(store.path.with_suffix(".previous.safetensors"))
         self.losses = store.losses() if store else []
         loss = denoising_loss(self.predict, self.levels, self.predict.latents_in, self.predict.device,
-                              recipe.snr_limit, recipe.noise_shift)
+                              recipe.snr_limit, recipe.noise_shift, recipe.pure_noise)
         memory = None
         if recipe.trs or recipe.dc:
             with torch.inference_mode(False):
@@ -133,7 +136,8 @@ class MotionTraining:
     def batch(self, draw: int):
         comfy.model_management.throw_exception_if_processing_interrupted()
         recipe = self.recipe
-        return self.clips.batch(recipe.batch_size, self.frames, recipe.caption_dropout, recipe.seed, draw)
+        return self.clips.batch(recipe.batch_size, self.frames, recipe.caption_dropout, recipe.seed, draw,
+                                recipe.scattered)
 
     def rate(self, name: str) -> float:
         return self.recipe.warm_start_rate if name.removeprefix("motion.") in self.taken else 1.0
@@ -149,6 +153,7 @@ class MotionTraining:
         return {"clips": self.clips.name, "frames": str(self.frames), "batch size": str(recipe.batch_size),
                 "beta schedule": self.config.beta_schedule, "caption dropout": str(recipe.caption_dropout),
                 "SNR limit": str(recipe.snr_limit), "noise shift": str(recipe.noise_shift),
+                "scattered": str(recipe.scattered), "pure noise": str(recipe.pure_noise),
                 "start": start, "rate of the warm start": str(recipe.warm_start_rate),
                 "temporal convolution": str(self.config.temporal_convolution),
                 "mapping network": str(self.config.mapping_width), "frame tokens": str(self.config.frame_tokens),
@@ -160,7 +165,8 @@ class MotionTraining:
     def sample(self) -> Tensor:
         """A clip of the averaged weights, the same noise every time. Returns [F, H, W, 3] in 0..1."""
         device = self.predict.device
-        shape = (1, self.frames, *self.clips.latents(0).shape[1:])
+        first = self.clips.latents(0)
+        shape = (1, len(first) if self.recipe.scattered else self.frames, *first.shape[1:])
         noise = torch.randn(shape, generator=stream("sample", self.recipe.seed)).to(device)
         with torch.inference_mode(False), torch.no_grad(), autocast(device, self.recipe.precision), \
                 self.average.applied(self.trained):

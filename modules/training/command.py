@@ -13,6 +13,7 @@ from .motion import MotionRecipe
 
 SPRITES = "sprite-world"
 SPRITE_CLIPS = 512
+RENAMED = {"frames": "frames_at_once"}       # of the recipe; --frames is the clips'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,12 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training = parser.add_argument_group("training")
     shorts = {"learning_rate": "--lr", "batch_size": "--batch"}
     for field in dataclasses.fields(recipe):
-        if field.name == "frames":
-            continue
-        option = shorts.get(field.name, "--" + field.name.replace("_", "-"))
+        name = RENAMED.get(field.name, field.name)
+        option = shorts.get(name, "--" + name.replace("_", "-"))
         value, switch = getattr(recipe, field.name), argparse.BooleanOptionalAction
         kind = {"action": switch} if isinstance(value, bool) else {"type": type(value)}
-        training.add_argument(option, dest=field.name, default=value, help=f"default: {value!r}", **kind)
+        training.add_argument(option, dest=name, default=value, help=f"default: {value!r}", **kind)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -75,9 +75,9 @@ def clips_of(args: argparse.Namespace) -> ClipSource:
 
 
 def recipe_of(args: argparse.Namespace) -> MotionRecipe:
-    """The options as a recipe; all frames of a clip are trained."""
-    names = [field.name for field in dataclasses.fields(MotionRecipe) if field.name != "frames"]
-    return MotionRecipe(**{name: getattr(args, name) for name in names})
+    """The options as a recipe."""
+    names = [field.name for field in dataclasses.fields(MotionRecipe)]
+    return MotionRecipe(**{name: getattr(args, RENAMED.get(name, name)) for name in names})
 
 
 def _train(args: argparse.Namespace) -> int:

@@ -1,7 +1,8 @@
 """Denoising of clips: noise levels, the plain loss, and a small DDIM sampler for looking at a training.
 
 Variance-preserving form (harivo.md 2.0): x_t = a_t x_0 + s_t eps, a_t^2 = abar_t, s_t^2 = 1 - abar_t.
-A predictor is a function of (x_t [B, F, C, h, w], t [B], Text of B captions) and gives eps or v of x's shape.
+A predictor is a function of (x_t [B, F, C, h, w], t [B], Text of B captions, places [F] of the frames in their clips or
+None for the first F) and gives eps or v of x's shape.
 """
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from .encoded import ClipBatch, Text, stack_texts
 
-Predictor = Callable[[Tensor, Tensor, Text], Tensor]
+Predictor = Callable[[Tensor, Tensor, Text, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,11 @@ class NoiseLevels:
         """x_t. x0, eps [B, ...]; t [B]"""
         a, s = self._factors(t, x0)
         return a * x0 + s * eps
+
+    def hiding(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """The eps for which x_t is `noise` itself, so that nothing of x_0 can be seen in it."""
+        a, s = self._factors(t, x0)
+        return (noise - a * x0) / s
 
     def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """What the model should predict: eps, or v = a_t eps - s_t x_0 (Salimans and Ho 2022)."""
@@ -72,7 +78,7 @@ def shifted(t: Tensor, count: int, shift: float) -> Tensor:
 
 
 def denoising_loss(predict: Predictor, levels: NoiseLevels, factor: Callable[[Tensor], Tensor],
-                   device: torch.device, snr_limit: float = 0.0, noise_shift: float = 1.0
+                   device: torch.device, snr_limit: float = 0.0, noise_shift: float = 1.0, pure_noise: float = 0.0
                    ) -> Callable[[ClipBatch, torch.Generator], Tensor]:
     """The loss of AnimateDiff's training: mean squared error of the prediction, one t a clip (harivo.md 3).
 
@@ -80,13 +86,20 @@ def denoising_loss(predict: Predictor, levels: NoiseLevels, factor: Callable[[Te
         factor: from the VAE's latents to those of the model, e.g. times 0.18215.
         snr_limit: limit of `snr_weight`; 0 weighs all noise levels alike, as AnimateDiff does.
         noise_shift: of the drawn t, see `shifted`; 1 draws all noise levels alike, as AnimateDiff does.
+        pure_noise: share of clips that are given as noise without signal at the last level. Sampling starts there, but
+            the schedule's last level still shows a trace of the clip, enough to tell motion from it rather than from
+            the caption (Lin et al. 2024, arXiv 2305.08891, describe the gap).
     """
     def loss(batch: ClipBatch, generator: torch.Generator) -> Tensor:
         x0 = factor(batch.latents.to(device))
         t = torch.randint(len(levels.abar), (len(x0),), generator=generator)
         t = shifted(t, len(levels.abar), noise_shift).to(device)
         eps = torch.randn(x0.shape, generator=generator).to(device)
-        predicted = predict(levels.add_noise(x0, eps, t), t, batch.text)
+        if pure_noise:
+            hidden = (torch.rand(len(x0), generator=generator) < pure_noise).to(device)
+            t = torch.where(hidden, len(levels.abar) - 1, t)
+            eps = torch.where(hidden.view(-1, *[1] * (x0.ndim - 1)), levels.hiding(x0, eps, t), eps)
+        predicted = predict(levels.add_noise(x0, eps, t), t, batch.text, batch.places)
         error = (predicted.float() - levels.target(x0, eps, t)).square().flatten(1).mean(1)
         if snr_limit:
             error = error * snr_weight(levels.snr(t), snr_limit, levels.prediction).to(error)
@@ -106,7 +119,7 @@ def ddim(predict: Predictor, levels: NoiseLevels, noise: Tensor, text: Text, emp
     x = noise
     for now, later in zip(times, [*times[1:], None], strict=True):
         t = now.repeat(2).to(x.device)
-        without, given = predict(torch.cat([x, x]), t, both).float().chunk(2)
+        without, given = predict(torch.cat([x, x]), t, both, None).float().chunk(2)
         x0, eps = levels.split(x, without + cfg * (given - without), t[:1])
         yield x0
         if later is not None:

@@ -33,6 +33,7 @@ class ClipBatch:
     latents: Tensor                 # [B, F, C, h, w] as the VAE gives them, without the model's factor
     text: Text
     videos: tuple[int, ...] = ()    # a number for the video that each clip is from
+    places: Tensor | None = None    # [F] of the frames in their clips; None: they follow each other
 
 
 class Codec(Protocol):
@@ -96,18 +97,24 @@ class EncodedClips:
         tensors = _read(self._text[caption])
         return Text(tensors["tokens"], tensors.get("pooled"))
 
-    def batch(self, size: int, frames: int, dropout: float, seed: int, draw: int) -> ClipBatch:
-        """Batch number `draw`: `size` clips, of each a random run of `frames` frames, some without text."""
+    def batch(self, size: int, frames: int, dropout: float, seed: int, draw: int, scattered: bool = False) -> ClipBatch:
+        """Batch number `draw`: `size` clips, of each `frames` frames, some without text.
+
+        The frames are a random run; if `scattered`, they are drawn from all over the clip, in order, the same ones of
+        every clip in the batch.
+        """
         generator = stream("clips", seed, draw)
-        latents, texts, videos = [], [], []
+        latents, texts, videos, places = [], [], [], None
         for index in batch_indices(len(self), size, seed, draw):
             clip = self.latents(index)
-            start = int(torch.randint(len(clip) - frames + 1, (), generator=generator))
-            latents.append(clip[start:start + frames])
+            if scattered and places is None:
+                places = torch.randperm(len(clip), generator=generator)[:frames].sort().values
+            start = 0 if scattered else int(torch.randint(len(clip) - frames + 1, (), generator=generator))
+            latents.append(clip[places] if scattered else clip[start:start + frames])
             dropped = torch.rand((), generator=generator) < dropout
             texts.append(self.text("" if dropped else self.source.caption(index)))
             videos.append(seed_for("video", self.source.video(index)))
-        return ClipBatch(torch.stack(latents), stack_texts(texts), tuple(videos))
+        return ClipBatch(torch.stack(latents), stack_texts(texts), tuple(videos), places)
 
 
 def stack_texts(texts: list[Text]) -> Text:

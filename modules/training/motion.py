@@ -16,7 +16,8 @@ class MotionRecipe:
     learning_rate: float = 1e-4
     batch_size: int = 1                 # clips at once
     accumulate: int = 1                 # batches a step
-    frames: int = 0                     # of a clip; 0 = all frames of the dataset's clips
+    frames: int = 0                     # at once, of a clip; 0 = all frames of the dataset's clips
+    scattered: bool = False             # frames drawn from all over the clip, in order, instead of a run
     temporal_convolution: bool = False
     mapping_width: int = 0              # inner channels of HARIVO's mapping network, 0 = none
     frame_tokens: int = 0               # HARIVO's tokens a frame, 0 = none
@@ -29,6 +30,7 @@ class MotionRecipe:
     caption_dropout: float = 0.1
     snr_limit: float = 0.0              # limit of the loss's SNR weights; 0 = AnimateDiff's plain loss
     noise_shift: float = 1.0            # of the drawn noise levels towards high noise; 1 = all alike, as AnimateDiff
+    pure_noise: float = 0.0             # share of clips given as noise alone, where only the caption tells the motion
     ema: float = 0.999
     precision: str = "fp32"
     gradient_checkpointing: bool = True
@@ -42,8 +44,9 @@ class MotionRecipe:
     def __post_init__(self):
         if self.batch_size < 1:
             raise ValueError(f"A batch needs at least 1 clip; {self.batch_size} was given.")
-        if not 0 <= self.caption_dropout <= 1:
-            raise ValueError(f"caption_dropout is a fraction from 0 to 1; {self.caption_dropout} was given.")
+        for name in ("caption_dropout", "pure_noise"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise ValueError(f"{name} is a fraction from 0 to 1; {value} was given.")
         if self.mapping_width % 8 or self.mapping_width < 0:
             raise ValueError(f"mapping_width is 0 (no mapping network) or a multiple of 8, e.g. 128; "
                              f"{self.mapping_width} was given.")
@@ -69,7 +72,9 @@ class MotionRecipe:
         if not 2 <= frames <= available:
             raise ValueError(f"frames is {frames}, but the clips of the dataset have {available}. Give 2 to "
                              f"{available}, or 0 for all, or build the dataset with more.")
-        if frames > most:
-            raise ValueError(f"Clips of {frames} frames were given, but the motion module to start from can "
-                             f"do at most {most}. Set frames to at most {most}, or train a new module.")
+        reach = available if self.scattered else frames
+        if reach > most:
+            way = "build the dataset with" if self.scattered else "set frames to"
+            raise ValueError(f"Clips of {reach} frames were given, but the motion module to start from can "
+                             f"do at most {most}. Train a new module, or {way} at most {most}.")
         return frames

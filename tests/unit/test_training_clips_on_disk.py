@@ -99,6 +99,21 @@ def test_batches(tmp_path):
     assert 40 < (texts == 0).sum().item() < 80              # 60 expected of 200
 
 
+def test_scattered_frames_are_in_order_and_the_same_of_every_clip(tmp_path):
+    clips = EncodedClips(Source(), Codec(), tmp_path)
+    list(clips.encode())
+    whole = {clip[0, 1, 1, 1].item(): clip for clip in map(clips.latents, range(5))}
+    drawn = set()
+    for draw in range(30):
+        batch = clips.batch(5, 2, 0.0, 1, draw, scattered=True)
+        first, second = batch.places.tolist()
+        assert first < second
+        drawn |= {first, second}
+        for latents in batch.latents:
+            assert torch.equal(latents, whole[latents[0, 1, 1, 1].item()][[first, second]])
+    assert drawn == set(range(6)) and clips.batch(5, 2, 0.0, 1, 0).places is None
+
+
 def test_texts_of_different_lengths_are_repeated():
     short, long = Text(torch.randn(1, 2, 3), torch.randn(1, 5)), Text(torch.randn(1, 3, 3), torch.randn(1, 5))
     stacked = stack_texts([short, long])
@@ -131,17 +146,37 @@ def test_loss_is_zero_for_the_truth_and_one_for_nothing(tmp_path, prediction):
     batch, noise = clips.batch(4, 6, 0.0, 0, 0), levels(prediction)
     x0 = 0.5 * batch.latents
 
-    def truth(x, t, text):
+    def truth(x, t, text, places):
         abar = noise.abar[t].float().view(-1, 1, 1, 1, 1)
         return noise.target(x0, (x - abar.sqrt() * x0) / (1 - abar).sqrt(), t)
 
-    def loss(predict, snr_limit=0.0):
-        of = denoising_loss(predict, noise, lambda latents: 0.5 * latents, torch.device("cpu"), snr_limit)
+    def loss(predict, snr_limit=0.0, pure_noise=0.0):
+        of = denoising_loss(predict, noise, lambda latents: 0.5 * latents, torch.device("cpu"), snr_limit,
+                            pure_noise=pure_noise)
         return of(batch, stream("x")).item()
 
-    assert loss(truth) < 1e-6 and loss(truth, 5.0) < 1e-3
+    assert loss(truth) < 1e-6 and loss(truth, 5.0) < 1e-3 and loss(truth, 5.0, pure_noise=0.5) < 1e-2
     if prediction == "eps":
-        assert loss(lambda x, t, text: torch.zeros_like(x)) == pytest.approx(1, abs=0.1)
+        assert loss(lambda x, t, text, places: torch.zeros_like(x)) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_pure_noise_shows_nothing_of_the_clip(tmp_path, prediction):
+    """All of them are at the last level, and what the network gets does not depend on the clip."""
+    clips = EncodedClips(Source(), Codec(), tmp_path)
+    list(clips.encode())
+    batch, seen = clips.batch(4, 6, 0.0, 0, 0), []
+
+    def look(x, t, text, places):
+        assert (t == 999).all()
+        seen.append(x)
+        return torch.zeros_like(x)
+
+    for scale in (0.5, 20.0):
+        denoising_loss(look, levels(prediction), lambda latents, scale=scale: scale * latents, torch.device("cpu"),
+                       pure_noise=1.0)(batch, stream("x"))
+    torch.testing.assert_close(*seen, rtol=0, atol=1e-4)
+    assert seen[0].std().item() == pytest.approx(1, abs=0.05)
 
 
 def test_noise_shift_draws_high_noise_more_often():
@@ -171,7 +206,7 @@ def test_ddim_finds_a_gaussian_of_known_mean(prediction):
     """For data N(mean, 0.5^2) the ideal denoiser is known; the sampler must land on that distribution."""
     noise, mean, spread = levels(prediction), 2.0, 0.5
 
-    def ideal(x, t, text):
+    def ideal(x, t, text, places):
         abar = noise.abar[t].float().view(-1, 1, 1, 1, 1)
         a, variance = abar.sqrt(), 1 - abar
         x0 = mean + (x - a * mean) * a * spread ** 2 / (abar * spread ** 2 + variance)
