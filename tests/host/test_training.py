@@ -1,6 +1,7 @@
 """Training a motion module on tiny random models of the real topologies, in the host."""
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import comfy.lora
@@ -18,6 +19,7 @@ from frozen_diffusion.modules.host.private_unet import PrivateUNet, copy_unet, n
 from frozen_diffusion.modules.host.training import MotionTraining, build_module, checkpoint_path
 from frozen_diffusion.modules.motion.module import MotionConfig, fresh_motion_module
 from frozen_diffusion.modules.training.checkpoint import CheckpointError
+from frozen_diffusion.modules.training.encoded import ClipBatch
 from frozen_diffusion.modules.training.loop import NonFiniteError
 from frozen_diffusion.modules.training.motion import MotionRecipe
 from frozen_diffusion.modules.training.order import stream
@@ -75,6 +77,22 @@ def test_patches_are_merged_and_the_model_may_be_loaded(tiny_sd15):
     comfy.model_management.unload_all_models()
 
 
+def test_scattered_frames_and_pure_noise(setup, tiny_sd15):
+    """A cut training goes on bit for bit, the sample shows the whole clip, and AnimateDiff v1 is refused."""
+    recipe = replace(RECIPE, frames=2, scattered=True, pure_noise=0.5)
+    whole = setup(recipe=recipe, name="whole")
+    expected = run(whole)
+    assert len(whole.sample()) == Squares.settings.frames
+    before = run(setup(recipe=recipe, name="cut"), stop_after=2)
+    second = setup(recipe=recipe, name="cut")
+    assert before + run(second) == expected and same(state(second.result()), state(whole.result()))
+    assert run(setup(recipe=replace(recipe, scattered=False), name="run")) != expected
+    config = replace(whole.config, groupnorm="pooled")
+    pooled = hold_motion(config, fresh_motion_module(config).state_dict(), "v1.ckpt")
+    with pytest.raises(ValueError, match="scattered frames.*AnimateDiff v1.*runs of frames"):
+        setup(recipe=recipe, name="pooled", warm=pooled)
+
+
 def test_training_lowers_the_loss(setup):
     training = setup(recipe=MotionRecipe(steps=12, learning_rate=1e-2, batch_size=2, ema=0.7,
                                          beta_schedule="keep", caption_dropout=0.0))
@@ -105,8 +123,8 @@ def test_the_model_is_untouched_in_every_way_of_ending(setup, tiny_sd15, monkeyp
     assert checksum(model) == before
     training = setup(model, name="broken")
     monkeypatch.setattr(training, "rate", lambda name: 1.0)
-    monkeypatch.setattr(training, "batch", lambda draw: SimpleNamespace(
-        latents=torch.full((2, 4, 4, 8, 8), float("nan")), text=inputs(2)[2]))
+    monkeypatch.setattr(training, "batch", lambda draw: ClipBatch(
+        torch.full((2, 4, 4, 8, 8), float("nan")), inputs(2)[2]))
     with pytest.raises(NonFiniteError):
         run(training)
     assert checksum(model) == before
