@@ -204,8 +204,9 @@ def module_config(model, source: ClipSource, recipe: MotionRecipe, warm: LoadedM
         raise ValueError(f"The MODEL is of the family {type(base).__name__}; motion modules are trained for "
                          f"{' and '.join(kind.__name__ for kind in FAMILIES.values())}.")
     width, levels = base.unet_config["model_channels"], base.unet_config["channel_mult"]
+    reach = clip.frames if recipe.scattered else recipe.frames or clip.frames
     return MotionConfig(
-        family, tuple(width * level for level in levels), max_frames=max(32, recipe.frames or clip.frames),
+        family, tuple(width * level for level in levels), max_frames=max(32, reach),
         temporal_convolution=recipe.temporal_convolution, fps=clip.fps, mapping_width=recipe.mapping_width,
         frame_tokens=recipe.frame_tokens, text_channels=base.unet_config["context_dim"],
         beta_schedule=FRESH_SCHEDULE if recipe.beta_schedule == AUTO else recipe.beta_schedule)

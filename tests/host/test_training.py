@@ -16,7 +16,7 @@ from training_examples import RECIPE, Squares, WordClip, inputs, preview_vae, ru
 
 from frozen_diffusion.modules.host.motion import LoadedMotion, apply_motion, hold_motion
 from frozen_diffusion.modules.host.private_unet import PrivateUNet, copy_unet, noise_levels
-from frozen_diffusion.modules.host.training import MotionTraining, build_module, checkpoint_path
+from frozen_diffusion.modules.host.training import MotionTraining, build_module, checkpoint_path, module_config
 from frozen_diffusion.modules.motion.module import MotionConfig, fresh_motion_module
 from frozen_diffusion.modules.training.checkpoint import CheckpointError
 from frozen_diffusion.modules.training.encoded import ClipBatch
@@ -87,6 +87,8 @@ def test_scattered_frames_and_pure_noise(setup, tiny_sd15):
     second = setup(recipe=recipe, name="cut")
     assert before + run(second) == expected and same(state(second.result()), state(whole.result()))
     assert run(setup(recipe=replace(recipe, scattered=False), name="run")) != expected
+    long = SimpleNamespace(settings=replace(Squares.settings, frames=40))
+    assert module_config(tiny_sd15(), long, recipe, None).max_frames == 40
     config = replace(whole.config, groupnorm="pooled")
     pooled = hold_motion(config, fresh_motion_module(config).state_dict(), "v1.ckpt")
     with pytest.raises(ValueError, match="scattered frames.*AnimateDiff v1.*runs of frames"):
