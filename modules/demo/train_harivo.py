@@ -4,9 +4,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .train_motion import ARGUMENTS, publish_motion, run_training
+from .train_motion import COMMON, publish_motion, run_training
 from .training import WEIGHTS
 
+WHOLE_CLIPS = (*COMMON, "--max-clips", "1024", "--steps", "1200", "--batch", "2", "--lr", "5e-4", "--warmup", "100",
+               "--ema", "0.998", "--checkpoint-every", "200")
 PARTS = {"mapping": ("--mapping-width", "48"), "tokens": ("--frame-tokens", "4"),
          "convolution": ("--temporal-convolution",), "trs": ("--trs", "0.05", "--trs-from", "300"),
          "dc": ("--dc", "0.01")}
@@ -18,7 +20,7 @@ FROM_BASELINE = ("--steps", "600", "--warmup", "50", "--noise-shift", "3", "--wa
 def arguments(row: str) -> tuple[str, ...]:
     """Options of one row of the ablation, or of the shipped module ("full")."""
     left_out = set(PARTS) if row == "baseline" else {row.removeprefix("no_")}
-    return ARGUMENTS + tuple(word for part, words in PARTS.items() if part not in left_out for word in words)
+    return WHOLE_CLIPS + tuple(word for part, words in PARTS.items() if part not in left_out for word in words)
 
 
 def ablation_file(runs: Path, row: str) -> Path:

@@ -23,10 +23,10 @@ DOCS = PACK / "nodes" / "web" / "docs"
 PROMPTS = {      # caption: seed
     "a large dog in the middle of a blue striped background, moving left": 7,
     "a large rocket in the middle of a purple plain background, moving up": 7,
-    "a large fish in the middle of a yellow dotted background, circling": 7,
-    "a large cat in the middle of a green plain background, growing": 7,
-    "a small balloon in the middle of a pink plain background, bouncing": 7,
-    "a large star in the middle of a black plain background, spinning": 7}
+    "a large fish in the middle of a yellow dotted background, moving right": 7,
+    "a large cat in the middle of a green plain background, standing still": 7,
+    "a small balloon in the middle of a pink plain background, moving up": 7,
+    "a large star in the middle of a black plain background, moving down": 7}
 COLUMNS, FPS, GAP = 6, 8, 6
 EDITS = {       # template: {picture: its output nodes, side by side}
     "h_space_content_and_style": {"h_space_content_and_style": ("content shown", "style shown", "save"),
@@ -60,7 +60,7 @@ def make_video() -> None:
     boot_comfyui(["--use-pytorch-cross-attention"])
     from bench._sprite_world import generate, load_world, with_motion
     world = load_world()
-    model = with_motion(world.model, FRAMES, "sprite_harivo")
+    model = with_motion(world.model, FRAMES, "sprite_motion")
     clips = torch.cat([generate(world, model, [caption], seed, steps=20, frames=FRAMES)
                        for caption, seed in PROMPTS.items()])
     write_moving(clips, DOCS / "text_to_video.webp")
