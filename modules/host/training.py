@@ -165,8 +165,7 @@ class MotionTraining:
     def sample(self) -> Tensor:
         """A clip of the averaged weights, the same noise every time. Returns [F, H, W, 3] in 0..1."""
         device = self.predict.device
-        first = self.clips.latents(0)
-        shape = (1, len(first) if self.recipe.scattered else self.frames, *first.shape[1:])
+        shape = (1, self.recipe.reach(self.clips.source.settings.frames), *self.clips.latents(0).shape[1:])
         noise = torch.randn(shape, generator=stream("sample", self.recipe.seed)).to(device)
         with torch.inference_mode(False), torch.no_grad(), autocast(device, self.recipe.precision), \
                 self.average.applied(self.trained):
@@ -204,9 +203,8 @@ def module_config(model, source: ClipSource, recipe: MotionRecipe, warm: LoadedM
         raise ValueError(f"The MODEL is of the family {type(base).__name__}; motion modules are trained for "
                          f"{' and '.join(kind.__name__ for kind in FAMILIES.values())}.")
     width, levels = base.unet_config["model_channels"], base.unet_config["channel_mult"]
-    reach = clip.frames if recipe.scattered else recipe.frames or clip.frames
     return MotionConfig(
-        family, tuple(width * level for level in levels), max_frames=max(32, reach),
+        family, tuple(width * level for level in levels), max_frames=max(32, recipe.reach(clip.frames)),
         temporal_convolution=recipe.temporal_convolution, fps=clip.fps, mapping_width=recipe.mapping_width,
         frame_tokens=recipe.frame_tokens, text_channels=base.unet_config["context_dim"],
         beta_schedule=FRESH_SCHEDULE if recipe.beta_schedule == AUTO else recipe.beta_schedule)

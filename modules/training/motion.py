@@ -66,14 +66,17 @@ class MotionRecipe:
             accumulate=self.accumulate, seed=self.seed, precision=self.precision,
             checkpoint_every=self.checkpoint_every)
 
+    def reach(self, available: int) -> int:
+        """The length of clip that is learned, of clips with so many frames: scattered frames come from all of it."""
+        return available if self.scattered else self.frames or available
+
     def frames_of(self, available: int, most: int) -> int:
         """Frames to train on. Raises ValueError if the clips or the motion module have fewer."""
         frames = self.frames or available
         if not 2 <= frames <= available:
             raise ValueError(f"frames is {frames}, but the clips of the dataset have {available}. Give 2 to "
                              f"{available}, or 0 for all, or build the dataset with more.")
-        reach = available if self.scattered else frames
-        if reach > most:
+        if (reach := self.reach(available)) > most:
             way = "build the dataset with" if self.scattered else "set frames to"
             raise ValueError(f"Clips of {reach} frames were given, but the motion module to start from can "
                              f"do at most {most}. Train a new module, or {way} at most {most}.")
