@@ -43,13 +43,14 @@ def reference(state: dict, x: torch.Tensor, frames: int, heads: int = 8) -> torc
     return out
 
 
+@pytest.mark.parametrize("frames", [transformer.FEW_FRAMES, transformer.FEW_FRAMES + 1])     # plain and fused attention
 @torch.no_grad()
-def test_transformer_is_the_definition():
+def test_transformer_is_the_definition(frames: int):
     layer = random_motion().layers("down")[2].transformer
-    x = torch.randn(2 * 5, 64, 2, 3, generator=torch.Generator().manual_seed(1))
-    difference = (layer(x, 5) - reference(layer.state_dict(), x, 5)).abs().max()
+    x = torch.randn(2 * frames, 64, 2, 3, generator=torch.Generator().manual_seed(1))
+    difference = (layer(x, frames) - reference(layer.state_dict(), x, frames)).abs().max()
     assert difference < 1e-5
-    assert (layer(x, 5) - x).abs().max() > 0.1
+    assert (layer(x, frames) - x).abs().max() > 0.1
 
 
 @torch.no_grad()
