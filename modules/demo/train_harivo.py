@@ -4,42 +4,47 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .train_motion import COMMON, publish_motion, run_training
+from .train_motion import FOURS, Options, publish_motion, run_stages
 from .training import WEIGHTS
 
-WHOLE_CLIPS = (*COMMON, "--max-clips", "1024", "--steps", "1200", "--batch", "2", "--lr", "5e-4", "--warmup", "100",
-               "--ema", "0.998", "--checkpoint-every", "200")
-PARTS = {"mapping": ("--mapping-width", "48"), "tokens": ("--frame-tokens", "4"),
-         "convolution": ("--temporal-convolution",), "trs": ("--trs", "0.05", "--trs-from", "300"),
-         "dc": ("--dc", "0.01")}
-ROWS = ("full", *(f"no_{part}" for part in PARTS), "baseline")      # of the ablation: the same data, steps and seed
-ABLATION_STEPS = ("--steps", "800")
-FROM_BASELINE = ("--steps", "600", "--warmup", "50", "--noise-shift", "3", "--warm-start-rate", "1", "--warm-start")
+PARTS = {"mapping": {"mapping-width": 48}, "tokens": {"frame-tokens": 4}, "convolution": {"temporal-convolution": True},
+         "dc": {"dc": 0.01}}
+# TRS compares neighbours in time, so it waits for whole clips.
+LOSSES = {"trs": {"trs": 0.05, "trs-from": 50}, "dc": PARTS["dc"]}
+ROWS = ("full", *(f"no_{part}" for part in PARTS | LOSSES), "baseline")     # of the ablation: one data, steps and seed
+STEPS, ABLATION_STEPS = (600, 300), (200, 150)                              # of the two stages
 
 
-def arguments(row: str) -> tuple[str, ...]:
-    """Options of one row of the ablation, or of the shipped module ("full")."""
-    left_out = set(PARTS) if row == "baseline" else {row.removeprefix("no_")}
-    return WHOLE_CLIPS + tuple(word for part, words in PARTS.items() if part not in left_out for word in words)
+def stages(row: str, steps: tuple[int, int]) -> tuple[Options, Options]:
+    """Options of one row of the ablation, or of the shipped module ("full").
+
+    From the shipped baseline: fours until the new parts have found their place in it, then whole clips.
+    """
+    left_out = {*PARTS, *LOSSES} if row == "baseline" else {row.removeprefix("no_")}
+
+    def kept(parts: dict[str, Options]) -> Options:
+        return {name: value for part, options in parts.items() if part not in left_out
+                for name, value in options.items()}
+
+    baseline = os.path.relpath(WEIGHTS / "sprite_motion.safetensors")
+    return (FOURS | {"steps": steps[0], "lr": 5e-4, "warm-start": baseline, "warm-start-rate": 1} | kept(PARTS),
+            FOURS | {"steps": steps[1], "lr": 2e-4, "batch": 2, "frames-at-once": 16} | kept(LOSSES))
 
 
 def ablation_file(runs: Path, row: str) -> Path:
     """Where a row's weights are."""
-    return runs / "harivo_ablation" / f"{row}.safetensors"
+    return runs / "harivo_ablation" / f"{row}_2.safetensors"
 
 
 def train_harivo(runs: Path) -> Path:
     """HARIVO with all its parts and losses, warm-started from the shipped baseline (harivo.md 3)."""
-    baseline = os.path.relpath(WEIGHTS / "sprite_motion.safetensors")
     return publish_motion("sprite_harivo", "HARIVO of sprite world: mapping network, frame tokens, temporal "
                           "convolution, TRS and DC losses. A reconstruction; see the README.",
-                          (*arguments("full"), *FROM_BASELINE, baseline), runs)
+                          stages("full", STEPS), runs)
 
 
 def train_harivo_ablation(runs: Path) -> Path:
-    """Every row of the ablation; rows that are there are left alone. The encoded clips are shared."""
+    """Every row of the ablation; stages that are there are not run again. The encoded clips are shared."""
     for row in ROWS:
-        path = ablation_file(runs, row)
-        if not path.is_file():
-            run_training((*arguments(row), *ABLATION_STEPS, "--cache", str(runs / "sprite_motion_clips")), path)
+        path, *_ = run_stages(f"harivo_ablation/{row}", stages(row, ABLATION_STEPS), runs)
     return path

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safetensors import safe_open
@@ -12,41 +12,61 @@ from ..training import command
 from ..training.motion import MotionRecipe
 from .training import publish
 
-COMMON = ("--data", "sprite-world", "--checkpoint", "sprite-world", "--schedule", "cosine", "--beta-schedule", "keep",
-          "--snr-limit", "5", "--no-gradient-checkpointing", "--keep-still", "--seed", "6")
+Options = Mapping[str, "str | int | float | Path"]         # of `train motion`, without dashes; True = no value follows
+
 # Two frames of sixteen clips, not sixteen of two: at the same cost, the gradients of batches agree far better. The
 # layers of a U-Net this narrow want a higher rate than AnimateDiff's 1e-4.
-ARGUMENTS = (*COMMON, "--max-clips", "2048", "--batch", "16", "--frames-at-once", "2", "--scattered",
-             "--pure-noise", "0.3", "--noise-shift", "3", "--lr", "1e-3", "--warmup", "50", "--ema", "0.995",
-             "--checkpoint-every", "100", "--steps", "2400")
-# Pairs teach how things move by the word; that all frames of a clip show one thing, more frames at once do.
-THEN = (*ARGUMENTS, "--batch", "4", "--frames-at-once", "8", "--lr", "5e-4", "--steps", "650", "--warm-start-rate", "1")
+PAIRS: Options = {
+    "data": "sprite-world", "checkpoint": "sprite-world", "max-clips": 2048, "keep-still": True, "seed": 6,
+    "batch": 16, "frames-at-once": 2, "scattered": True, "pure-noise": 0.3, "noise-shift": 3, "snr-limit": 5,
+    "beta-schedule": "keep", "steps": 2400, "lr": 1e-3, "schedule": "cosine", "warmup": 50, "ema": 0.995,
+    "no-gradient-checkpointing": True, "checkpoint-every": 100}
+# Pairs teach how things move by the word, fours whole paths and what is seen at less noise, eights that all frames of a
+# clip show one thing.
+FOURS = PAIRS | {"batch": 8, "frames-at-once": 4, "pure-noise": 0.2, "noise-shift": 2, "steps": 3000, "lr": 7e-4}
+EIGHTS = FOURS | {"batch": 4, "frames-at-once": 8, "pure-noise": 0.1, "steps": 400, "lr": 3e-4}
 
 
-def run_training(arguments: Sequence[str], out: Path) -> MotionRecipe:
-    """`train motion` with these options into the file `out`; raises SystemExit if it fails. Returns the recipe."""
+def run_training(options: Options, out: Path, cache: Path) -> tuple[str, MotionRecipe]:
+    """`train motion` into the file `out`, unless it is there. Returns the command, without the cache, and the recipe.
+
+    Raises SystemExit if the training fails.
+    """
+    words = [word for name, value in options.items() for word in (f"--{name}", value)[:1 if value is True else 2]]
+    words = [str(word) for word in (*words, "--out", out)]
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    args = parser.parse_args([*arguments, "--out", str(out)])
-    if status := command.main(args):
+    args = parser.parse_args([*words, "--cache", str(cache)])
+    if not out.is_file() and (status := command.main(args)):
         raise SystemExit(status)
-    return command.recipe_of(args)
+    return " ".join(("python -m frozen_diffusion.cli train motion", *words)), command.recipe_of(args)
 
 
-def publish_motion(name: str, what: str, arguments: Sequence[str], runs: Path) -> Path:
-    """Train and publish a motion module. Returns the file in weights/."""
-    out, began = runs / f"{name}.safetensors", time.monotonic()
-    recipe = run_training((*arguments, "--cache", str(runs / "sprite_motion_clips")), out)
+def run_stages(name: str, stages: Sequence[Options], runs: Path) -> tuple[Path, list[str], MotionRecipe]:
+    """Train in stages, each warm-started from the one before. Stages whose file is there are not run again.
+
+    Returns the last stage's file, the commands of all, and the last recipe.
+    """
+    commands, start = [], {}
+    for number, stage in enumerate(stages, 1):
+        out = runs / f"{name}_{number}.safetensors"
+        done, recipe = run_training(stage | start, out, runs / "sprite_motion_clips")
+        commands.append(done)
+        start = {"warm-start": out, "warm-start-rate": 1}
+    return out, commands, recipe
+
+
+def publish_motion(name: str, what: str, stages: Sequence[Options], runs: Path) -> Path:
+    """Train a motion module in stages and publish it. Returns the file in weights/."""
+    began = time.monotonic()
+    out, commands, recipe = run_stages(name, stages, runs)
     with safe_open(str(out), framework="pt") as file:
         tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()
-    return publish(name, tensors, what, f"python -m frozen_diffusion.cli train motion {' '.join(arguments)} --out FILE",
-                   recipe.settings(), (time.monotonic() - began) / 3600, {}, metadata)
+    return publish(name, tensors, what, " && ".join(commands), recipe.settings(), (time.monotonic() - began) / 3600, {},
+                   metadata)
 
 
 def train_motion(runs: Path) -> Path:
     """The "baseline": AnimateDiff's transformer alone, the denoising loss, the frozen U-Net."""
-    first = runs / "sprite_motion_first.safetensors"
-    if not first.is_file():
-        run_training((*ARGUMENTS, "--cache", str(runs / "sprite_motion_clips")), first)
     return publish_motion("sprite_motion", "Motion module of sprite world: AnimateDiff's transformer alone.",
-                          (*THEN, "--warm-start", str(first)), runs)
+                          (PAIRS, FOURS, EIGHTS), runs)
