@@ -23,8 +23,9 @@ PAIRS: Options = {
     "no-gradient-checkpointing": True, "checkpoint-every": 100}
 # Pairs teach how things move by the word, fours whole paths and what is seen at less noise, eights that all frames of a
 # clip show one thing.
-FOURS = PAIRS | {"batch": 8, "frames-at-once": 4, "pure-noise": 0.2, "noise-shift": 2, "steps": 3000, "lr": 7e-4}
-EIGHTS = FOURS | {"batch": 4, "frames-at-once": 8, "pure-noise": 0.1, "steps": 400, "lr": 3e-4}
+FOURS = PAIRS | {"batch": 8, "frames-at-once": 4, "pure-noise": 0.2, "noise-shift": 2, "optimizer": "muon",
+                 "steps": 2000, "lr": 1.5e-3}
+EIGHTS = FOURS | {"batch": 4, "frames-at-once": 8, "pure-noise": 0.1, "steps": 250, "lr": 4e-4}
 
 
 def run_training(options: Options, out: Path, cache: Path) -> tuple[str, MotionRecipe]:

@@ -19,13 +19,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from .average import MovingAverage, copy_weights, trainable
 from .checkpoint import CheckpointError, CheckpointStore
+from .optimizer import Kind, Optimizer
 from .order import seed_for, stream
 
 Loss = Callable[[Any, torch.Generator], "Tensor | tuple[Tensor, Mapping[str, float]]"]
@@ -45,6 +46,7 @@ class TrainSettings:
     schedule: Literal["constant", "cosine"] = "constant"
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 1e-2
+    optimizer: Kind = "adamw"                           # muon: for matrices; the rest stays with AdamW
     grad_clip: float = 1.0                              # largest gradient norm; 0 = no clipping
     accumulate: int = 1                                 # draws per step
     seed: int = 0
@@ -57,7 +59,8 @@ class TrainSettings:
                 raise ValueError(f"{name} must be at least {lowest}; {getattr(self, name)} was given.")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise ValueError(f"The learning rate must be positive, e.g. 1e-4; {self.lr} was given.")
-        for name, allowed in {"schedule": ("constant", "cosine"), "precision": ("fp32", "bf16")}.items():
+        for name, allowed in {"schedule": ("constant", "cosine"), "precision": ("fp32", "bf16"),
+                              "optimizer": get_args(Kind)}.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be {' or '.join(allowed)}; {getattr(self, name)!r} was given.")
 
@@ -123,17 +126,12 @@ class _Run:
         self.model, self.loss, self.batches, self.settings = model, loss, batches, settings
         self.store, self.average, self.memory = store, average, memory
         self.remembered = self._remember()              # the memory after the last finished step
-        scales = {name: lr_scale(name) for name in trainable(model)}
-        self.weights = dict(sorted(trainable(model).items(), key=lambda item: scales[item[0]]))
+        self.weights = trainable(model)
         _check_weights(self.weights)
         self.device = next(iter(self.weights.values())).device
-        groups = [
-            {"params": [self.weights[name] for name in self.weights if scales[name] == scale], "scale": scale}
-            for scale in sorted(set(scales.values()))]
         with _training_mode():
-            self.optimizer = torch.optim.AdamW(
-                groups, betas=settings.betas, weight_decay=settings.weight_decay,
-                fused=self.device.type in ("cpu", "cuda"))
+            self.optimizer = Optimizer(settings.optimizer, self.weights, lr_scale, settings.betas,
+                                       settings.weight_decay)
         self.step = 0
         self.losses: list[float] = []
         self.saved: int | None = None                   # the step that the store holds
@@ -142,7 +140,7 @@ class _Run:
     def take_step(self) -> StepRecord:
         started = time.perf_counter()
         settings, extras, total = self.settings, {}, 0.0
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         with _training_mode(), _seeded(self.device, seed_for("step", settings.seed, self.step)):
             for draw in range(self.step * settings.accumulate, (self.step + 1) * settings.accumulate):
                 with autocast(self.device, self.settings.precision):
@@ -162,17 +160,14 @@ class _Run:
 
     def _update(self, rate: float) -> None:
         self.whole = False
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["scale"]
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step(rate)
         if self.average:
             self.average.update(self.model)
 
     def _finite(self, what: str, value: float) -> float:
         if math.isfinite(value):
             return value
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         kept = (f"The checkpoint of step {self.saved} in {self.store.path} is good." if self.saved
                 else "No checkpoint had been written yet.")
         raise NonFiniteError(
@@ -185,9 +180,7 @@ class _Run:
             return
         tensors = {f"weight/{name}": weight for name, weight in self.weights.items()}
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
-        names = list(self.weights)
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{names[index]}/{key}": value for key, value in state.items()}
+        tensors |= {f"optimizer/{name}": value for name, value in self.optimizer.state().items()}
         if self.average:
             tensors |= {f"average/{name}": weight for name, weight in self.average.weights.items()}
         tensors |= {f"memory/{name}": value for name, value in self.remembered.items()}
@@ -209,12 +202,7 @@ class _Run:
             tensors, facts = self.store.load()
             self._check_same(tensors, facts)
             copy_weights(_under("weight/", tensors), self.weights)
-            state = {}
-            for index, name in enumerate(self.weights):
-                if values := _under(f"optimizer/{name}/", tensors):
-                    state[index] = values
-            self.optimizer.load_state_dict(
-                {"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+            self.optimizer.load(_under("optimizer/", tensors))
             if self.average:
                 copy_weights(_under("average/", tensors), self.average.weights)
                 self.average.updates = facts["average"]["updates"]
@@ -225,7 +213,7 @@ class _Run:
         self.step = self.saved = facts["step"]
 
     def _check_same(self, tensors: Mapping[str, Tensor], facts: dict) -> None:
-        then = {**facts["settings"], "EMA decay": (facts["average"] or {}).get("decay")}
+        then = {"optimizer": "adamw", **facts["settings"], "EMA decay": (facts["average"] or {}).get("decay")}
         now = {**asdict(self.settings), "EMA decay": self.average.decay if self.average else None}
         for name in now.keys() - {"steps", "checkpoint_every"}:
             if _plain(then.get(name)) != _plain(now[name]):

@@ -31,6 +31,7 @@ class MotionRecipe:
     snr_limit: float = 0.0              # limit of the loss's SNR weights; 0 = AnimateDiff's plain loss
     noise_shift: float = 1.0            # of the drawn noise levels towards high noise; 1 = all alike, as AnimateDiff
     pure_noise: float = 0.0             # share of clips given as noise alone, where only the caption tells the motion
+    optimizer: str = "adamw"            # or "muon", which learns more in few steps
     ema: float = 0.999
     precision: str = "fp32"
     gradient_checkpointing: bool = True
@@ -63,7 +64,7 @@ class MotionRecipe:
         """The part of the recipe that the training loop knows."""
         return TrainSettings(
             steps=self.steps, lr=self.learning_rate, warmup=self.warmup, schedule=self.schedule,
-            accumulate=self.accumulate, seed=self.seed, precision=self.precision,
+            optimizer=self.optimizer, accumulate=self.accumulate, seed=self.seed, precision=self.precision,
             checkpoint_every=self.checkpoint_every)
 
     def reach(self, available: int) -> int:

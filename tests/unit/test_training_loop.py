@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,10 +62,10 @@ def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("change", [{}, {"precision": "bf16"}, {"optimizer": "muon"}])
 @pytest.mark.parametrize("stop", [1, 5, 7, 12])
-def test_resumed_run_equals_uninterrupted_bit_for_bit(tmp_path, precision, stop):
-    settings = TrainSettings(**{**SETTINGS.__dict__, "precision": precision})
+def test_resumed_run_equals_uninterrupted_bit_for_bit(tmp_path, change, stop):
+    settings = replace(SETTINGS, **change)
     whole = Task()
     average = MovingAverage(whole.net, 0.9)
     expected = whole.run(settings, CheckpointStore(tmp_path / "whole.safetensors"), average)
@@ -257,13 +258,37 @@ def test_lr_scale_by_name():
     assert moved["1.weight"] == pytest.approx(0.1, rel=1e-3)
 
 
+def test_muon_moves_all_directions_of_a_matrix_equally_far_and_leaves_the_rest_to_adamw():
+    def moved(**change) -> dict[str, torch.Tensor]:
+        torch.manual_seed(3)
+        net = nn.Linear(8, 6)
+        before = {name: weight.detach().clone() for name, weight in net.named_parameters()}
+        list(train(net, lambda batch, generator: net(DATA[:, [0, 1, 2, 3, 3, 2, 1, 0]]).square().sum(),
+                   lambda draw: None, TrainSettings(steps=1, lr=0.1, weight_decay=0.0, **change),
+                   lr_scale=lambda name: 0.5))
+        return {name: weight.detach() - before[name] for name, weight in net.named_parameters()}
+
+    muon, adamw = moved(optimizer="muon"), moved()
+    assert muon["bias"].equal(adamw["bias"])
+    sizes, others = (torch.linalg.svdvals(change["weight"])[:4] for change in (muon, adamw))    # the inputs span four
+    assert sizes.mean().item() == pytest.approx(0.05 * 0.2 * 8 ** 0.5, rel=0.2)         # rate, scale, sqrt(widest side)
+    assert sizes.max() / sizes.min() < 2 < others.max() / others.min()
+
+
+def test_muon_without_torch_for_it(monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(ValueError, match="torch 2.9.*this is.*adamw"):
+        next(train(network(), None, None, replace(SETTINGS, optimizer="muon")))
+
+
 def test_every_epoch_shows_every_sample_once():
     draws = [index for draw in range(5) for index in batch_indices(10, 4, 3, draw)]
     assert sorted(draws[:10]) == sorted(draws[10:20]) == list(range(10)) and draws[:10] != draws[10:20]
     assert batch_indices(2, 5, 0, 1) == batch_indices(2, 5, 0, 1) and len(batch_indices(2, 5, 0, 1)) == 5
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"lr": 0.0}, {"schedule": "linear"}, {"precision": "fp16"}])
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"lr": 0.0}, {"schedule": "linear"}, {"precision": "fp16"},
+                                   {"optimizer": "sgd"}])
 def test_wrong_settings(wrong):
     with pytest.raises(ValueError, match="must be"):
         TrainSettings(**{"steps": 1, **wrong})

@@ -1,0 +1,70 @@
+"""The optimizer of the training loop: AdamW, or Muon for matrices and AdamW for everything else."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Kind = Literal["adamw", "muon"]
+
+
+class Optimizer:
+    """Weights by name, each with a factor on the learning rate; state by name, so that a checkpoint can hold it.
+
+    Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) moves all directions of a matrix equally far, scaled
+    so that the learning rates of AdamW fit (Liu et al. 2025, arXiv 2502.16982). It makes more of each of the few steps
+    that a small training has. Raises ValueError where torch has none.
+    """
+
+    def __init__(self, kind: Kind, weights: Mapping[str, nn.Parameter], scale: Callable[[str], float],
+                 betas: tuple[float, float], weight_decay: float):
+        matrices = {name for name, weight in weights.items() if kind == "muon" and weight.ndim == 2}
+        self.parts: list[tuple[list[str], torch.optim.Optimizer]] = []
+        for names in (sorted(weights.keys() - matrices), sorted(matrices)):
+            if not names:
+                continue
+            names.sort(key=scale)
+            groups = [{"params": [weights[name] for name in names if scale(name) == factor], "scale": factor}
+                      for factor in sorted({scale(name) for name in names})]
+            self.parts.append((names, _muon(groups, weight_decay) if names[0] in matrices
+                               else _adamw(groups, betas, weight_decay)))
+
+    def step(self, rate: float) -> None:
+        """Change the weights by their gradients, and let go of these."""
+        for _, optimizer in self.parts:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["scale"]
+            optimizer.step()
+        self.zero_grad()
+
+    def zero_grad(self) -> None:
+        for _, optimizer in self.parts:
+            optimizer.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Tensor]:
+        """All that it remembers: "weight's name/what": tensor."""
+        return {f"{names[index]}/{key}": value for names, optimizer in self.parts
+                for index, values in optimizer.state_dict()["state"].items() for key, value in values.items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a `state`."""
+        for names, optimizer in self.parts:
+            known = {index: {key: state[path] for path in state
+                             for owner, _, key in [path.rpartition("/")] if owner == name}
+                     for index, name in enumerate(names)}
+            optimizer.load_state_dict({"state": {index: values for index, values in known.items() if values},
+                                       "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _adamw(groups: list[dict], betas: tuple[float, float], weight_decay: float) -> torch.optim.Optimizer:
+    fused = groups[0]["params"][0].device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(groups, betas=betas, weight_decay=weight_decay, fused=fused)
+
+
+def _muon(groups: list[dict], weight_decay: float) -> torch.optim.Optimizer:
+    if not hasattr(torch.optim, "Muon"):
+        raise ValueError(f"The optimizer muon came with torch 2.9; this is {torch.__version__}. Choose adamw, or "
+                         "update torch as your ComfyUI's guide says.")
+    return torch.optim.Muon(groups, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
