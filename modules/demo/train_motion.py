@@ -25,9 +25,9 @@ PAIRS: Options = {
 # clip show one thing. The second round has other clips.
 FOURS = PAIRS | {"batch": 8, "frames-at-once": 4, "pure-noise": 0.2, "noise-shift": 2, "optimizer": "muon",
                  "steps": 2000, "lr": 1.5e-3}
-SECOND = {"seed": 7, "optimizer": "muon", "steps": 700, "lr": 1e-3}
+SECOND = {"seed": 7, "optimizer": "muon", "lr": 1e-3}
 EIGHTS = FOURS | {"batch": 4, "frames-at-once": 8, "pure-noise": 0.1, "steps": 150, "lr": 4e-4}
-STAGES = (PAIRS, FOURS, PAIRS | SECOND, FOURS | SECOND, EIGHTS)
+STAGES = (PAIRS, FOURS, PAIRS | SECOND | {"steps": 700}, FOURS | SECOND | {"steps": 450}, EIGHTS)
 
 
 def run_training(options: Options, out: Path, cache: Path) -> tuple[str, MotionRecipe]:
