@@ -199,8 +199,9 @@ def train_harivo() -> Template:
 
 
 TEMPLATES = {template.__name__: template for template in (
-    text_to_image, text_to_video, harivo_text_to_video, text_to_video_style_lora, controlnet_frames,
-    harivo_controlnet, long_clip_context_windows, animatediff_own_checkpoint, train_motion_module, mitigating_gradient, animatediff_smooth, train_harivo,
+    text_to_image, text_to_video, harivo_text_to_video, text_to_video_style_lora, controlnet_frames, harivo_controlnet,
+    long_clip_context_windows, animatediff_own_checkpoint, train_motion_module,
+    mitigating_gradient, animatediff_smooth, train_harivo,
     *EDIT_TEMPLATES)}
 
 
