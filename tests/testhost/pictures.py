@@ -29,7 +29,7 @@ PROMPTS = {      # caption: seed
     "a large rocket in the middle of a purple plain background, moving up": 7,
     "a large fish in the middle of a yellow dotted background, moving right": 7,
     "a large cat in the middle of a green plain background, standing still": 7,
-    "a small balloon in the middle of a pink plain background, bouncing": 7,
+    "a small mushroom in the middle of a pink plain background, bouncing": 7,
     "a large star in the middle of a black plain background, moving down": 7}
 COLUMNS, FPS, GAP = 6, 8, 6
 EDITS = {       # template: {picture: its output nodes, side by side}
