@@ -164,8 +164,8 @@ class FrozenTrainMotionModule(io.ComfyNode):
                                tooltip="Share of clips given as noise alone, e.g. 0.3: sampling starts there, and only "
                                        "the caption can tell the motion. 0: none (AnimateDiff)."),
                 io.Combo.Input("optimizer", options=["adamw", "muon"], default=recipe.optimizer, optional=True,
-                               tooltip="muon learns several times as much in few steps, at learning rates about 10 "
-                                       "times AnimateDiff's; it wants torch 2.9 or newer."),
+                               tooltip="muon makes more of few steps; learning rates are those of adamw. It wants "
+                                       "torch 2.9 or newer."),
             ],
             outputs=[
                 MotionModule.Output(display_name="motion_module",
