@@ -4,7 +4,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .train_motion import FOURS, Options, publish_motion, run_stages
+from .train_motion import FOURS, Options, publish_motion, run_stages, stage_file
 from .training import WEIGHTS
 
 PARTS = {"mapping": {"mapping-width": 48}, "tokens": {"frame-tokens": 4}, "convolution": {"temporal-convolution": True},
@@ -33,7 +33,7 @@ def stages(row: str, steps: tuple[int, int]) -> tuple[Options, Options]:
 
 def ablation_file(runs: Path, row: str) -> Path:
     """Where a row's weights are."""
-    return runs / "harivo_ablation" / f"{row}_2.safetensors"
+    return stage_file(runs, f"harivo_ablation/{row}", len(ABLATION_STEPS))
 
 
 def train_harivo(runs: Path) -> Path:

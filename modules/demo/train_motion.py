@@ -35,14 +35,20 @@ def run_training(options: Options, out: Path, cache: Path) -> tuple[str, MotionR
 
     Raises SystemExit if the training fails.
     """
-    words = [word for name, value in options.items() for word in (f"--{name}", value)[:1 if value is True else 2]]
-    words = [str(word) for word in (*words, "--out", out)]
+    words = []
+    for name, value in (options | {"out": out}).items():
+        words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     args = parser.parse_args([*words, "--cache", str(cache)])
     if not out.is_file() and (status := command.main(args)):
         raise SystemExit(status)
     return " ".join(("python -m frozen_diffusion.cli train motion", *words)), command.recipe_of(args)
+
+
+def stage_file(runs: Path, name: str, number: int) -> Path:
+    """What stage `number`, from 1, of a training writes."""
+    return runs / f"{name}_{number}.safetensors"
 
 
 def run_stages(name: str, stages: Sequence[Options], runs: Path) -> tuple[Path, list[str], MotionRecipe]:
@@ -52,7 +58,7 @@ def run_stages(name: str, stages: Sequence[Options], runs: Path) -> tuple[Path, 
     """
     commands, start = [], {}
     for number, stage in enumerate(stages, 1):
-        out = runs / f"{name}_{number}.safetensors"
+        out = stage_file(runs, name, number)
         done, recipe = run_training(stage | start, out, runs / "sprite_motion_clips")
         commands.append(done)
         start = {"warm-start": out, "warm-start-rate": 1}

@@ -32,8 +32,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     if q.shape[-2] <= FEW_FRAMES and q.device.type == "cpu":
         out = torch.softmax(q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2), -1) @ v
     else:
-        parts = zip(*(t.split(MAX_SEQUENCES) for t in (q, k, v)), strict=True)
-        out = torch.cat([functional.scaled_dot_product_attention(*part) for part in parts])
+        split = zip(*(t.split(MAX_SEQUENCES) for t in (q, k, v)), strict=True)
+        parts = [functional.scaled_dot_product_attention(*part) for part in split]
+        out = parts[0] if len(parts) == 1 else torch.cat(parts)
     return out.transpose(1, 2).flatten(2)
 
 

@@ -50,12 +50,14 @@ class Optimizer:
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take over a `state`."""
+        known: dict[str, dict[str, Tensor]] = {}
+        for path, value in state.items():
+            name, _, key = path.rpartition("/")
+            known.setdefault(name, {})[key] = value
         for names, optimizer in self.parts:
-            known = {index: {key: state[path] for path in state
-                             for owner, _, key in [path.rpartition("/")] if owner == name}
-                     for index, name in enumerate(names)}
-            optimizer.load_state_dict({"state": {index: values for index, values in known.items() if values},
-                                       "param_groups": optimizer.state_dict()["param_groups"]})
+            optimizer.load_state_dict({
+                "state": {index: known[name] for index, name in enumerate(names) if name in known},
+                "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _adamw(groups: list[dict], betas: tuple[float, float], weight_decay: float) -> torch.optim.Optimizer:
