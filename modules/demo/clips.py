@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -10,19 +11,29 @@ from ..training.clips import ClipSettings
 from ..training.order import seed_for, stream
 from .pool import as_bytes
 from .renderer import render
-from .world import Scene, caption, random_scene
+from .world import MOTIONS, Scene, caption, random_scene
 
 
 @dataclass(frozen=True)
 class SpriteClips:
     """Clips of sprite world, rendered when asked for. Never one of the held-out (sprite, motion) pairs.
 
-    Of `settings` only frames and fps count; the pictures are the world's.
+    Of `settings` only frames and fps count; the pictures are the world's. A motion that `motions` names twice is drawn
+    twice as often.
+
+    Raises ValueError for a motion that the world does not have.
     """
 
     count: int
     settings: ClipSettings
     seed: int = 0
+    motions: Sequence[str] = MOTIONS
+
+    def __post_init__(self) -> None:
+        unknown = sorted({*self.motions} - {*MOTIONS})
+        if unknown or not self.motions:
+            raise ValueError(f"The motions of sprite world's clips are some of {', '.join(MOTIONS)}; "
+                             f"{', '.join(unknown) or 'none'} was given.")
 
     def __len__(self) -> int:
         return self.count
@@ -38,7 +49,8 @@ class SpriteClips:
         return as_bytes(frames)
 
     def key(self, index: int) -> str:
-        return f"sprite world|{self.seed}|{index}|{self.settings.frames}"
+        chosen = "" if self.motions == MOTIONS else "|" + ",".join(self.motions)
+        return f"sprite world|{self.seed}|{index}|{self.settings.frames}{chosen}"
 
     def video(self, index: int) -> str:
         return self.key(index)
@@ -48,4 +60,4 @@ class SpriteClips:
 
     def _scene(self, index: int) -> tuple[random.Random, Scene]:
         rng = random.Random(seed_for("sprite scene", self.seed, index))
-        return rng, random_scene(rng, clip=True)
+        return rng, random_scene(rng, clip=True, motions=self.motions)

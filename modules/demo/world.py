@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 SPRITES = (
@@ -61,13 +62,17 @@ class Scene:
     motion: str | None = None
 
 
-def random_scene(rng: random.Random, clip: bool = False, held_out: bool = False) -> Scene:
-    """A scene drawn evenly; `held_out` draws a clip from the pairs that training never sees, else one it may see."""
-    sprite, motion = rng.choice(SPRITES), rng.choice(MOTIONS) if clip else None
+def random_scene(rng: random.Random, clip: bool = False, held_out: bool = False,
+                 motions: Sequence[str] = MOTIONS) -> Scene:
+    """A scene drawn evenly; `held_out` draws a clip from the pairs that training never sees, else one it may see.
+
+    motions: of a clip that is not held out; one that is named twice is drawn twice as often.
+    """
+    sprite, motion = rng.choice(SPRITES), rng.choice(motions) if clip else None
     if clip and held_out:
         sprite, motion = rng.choice(sorted(HELD_OUT))
     while not held_out and (sprite, motion) in HELD_OUT:
-        sprite, motion = rng.choice(SPRITES), rng.choice(MOTIONS)
+        sprite, motion = rng.choice(SPRITES), rng.choice(motions)
     return Scene(sprite, rng.choice(SIZES), rng.choice(PLACES), rng.choice(COLOURS), rng.choice(TEXTURES), motion)
 
 

@@ -7,6 +7,7 @@ import dataclasses
 from pathlib import Path
 
 from ..demo.clips import SpriteClips
+from ..demo.world import MOTIONS
 from .clip_folder import ClipFolderError, find_clips
 from .clips import ClipSettings, ClipSource
 from .motion import MotionRecipe
@@ -28,6 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--max-clips", type=int, default=0, help=f"0 = all; {SPRITES}: {SPRITE_CLIPS}")
     data.add_argument("--mirror", action="store_true", help="mirror half of the clips")
     data.add_argument("--keep-still", action="store_true", help="keep clips in which nothing moves")
+    data.add_argument("--motions", metavar="WORD,...", help=f"{SPRITES}: of its clips; a word that is repeated is drawn "
+                      "more often; default: all alike")
     data.add_argument("--cache", type=Path, help="where encoded clips are kept; default: beside the output")
 
     model = parser.add_argument_group("model")
@@ -70,7 +73,10 @@ def clips_of(args: argparse.Namespace) -> ClipSource:
     settings = ClipSettings(args.frames, args.fps, int(width), int(height), args.stride, args.max_clips,
                             args.mirror, args.keep_still)
     if args.data == SPRITES:
-        return SpriteClips(settings.max_clips or SPRITE_CLIPS, settings, args.seed)
+        motions = tuple(args.motions.split(",")) if args.motions else MOTIONS
+        return SpriteClips(settings.max_clips or SPRITE_CLIPS, settings, args.seed, motions)
+    if args.motions:
+        raise ValueError(f"--motions is for --data {SPRITES}; the clips of a folder move as they do. Leave it out.")
     return find_clips(Path(args.data), settings)
 
 

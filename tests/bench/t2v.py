@@ -30,7 +30,7 @@ from frozen_diffusion.modules.demo.renderer import FRAMES
 from frozen_diffusion.modules.demo.styles import STYLES
 from frozen_diffusion.modules.demo.world import HELD_OUT, MOTIONS, Scene, random_scene
 
-SEED, STEPS, CLIPS_AT_ONCE = 700, 20, 2
+SEED, STEPS, CLIPS_AT_ONCE = 700, 20, 1
 MOTION = os.environ.get("FROZEN_BENCH_MOTION", "sprite_harivo")
 
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from frozen_diffusion.modules.demo.clips import SpriteClips
+from frozen_diffusion.modules.demo.world import MOTION_WORDS
 from frozen_diffusion.modules.training.clip_folder import (
     ClipFolderError,
     file_state,
@@ -247,3 +248,18 @@ def test_sprite_world_as_a_source():
     assert source.pixels(2).shape == (4, 3, 128, 128) and torch.equal(source.pixels(2), again.pixels(2))
     assert source.caption(2) == again.caption(2) and "background" in source.caption(2)
     assert len({source.key(i) for i in range(5)}) == 5
+
+
+def test_sprite_world_draws_the_motions_it_is_told():
+    source = SpriteClips(60, ClipSettings(frames=4), seed=3, motions=("spin", "circle", "circle"))
+    drawn = [source.caption(i) for i in range(60)]
+    spins = sum(any(word in text for word in MOTION_WORDS["spin"]) for text in drawn)
+    circles = sum(any(word in text for word in MOTION_WORDS["circle"]) for text in drawn)
+    assert spins + circles == 60 and 30 <= circles <= 50
+    assert source.key(0) != SpriteClips(60, ClipSettings(frames=4), seed=3).key(0)
+
+
+@pytest.mark.parametrize("wrong", [("spin", "jump"), ()])
+def test_sprite_world_refuses_unknown_motions(wrong):
+    with pytest.raises(ValueError, match="still, left, .* was given"):
+        SpriteClips(5, ClipSettings(), motions=wrong)
