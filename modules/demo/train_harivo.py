@@ -4,7 +4,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .train_motion import FOURS, Options, publish_motion, run_stages, stage_file
+from .train_motion import TURNS, Options, publish_motion, run_stages, stage_file
 from .training import WEIGHTS
 
 PARTS = {"mapping": {"mapping-width": 48}, "tokens": {"frame-tokens": 4}, "convolution": {"temporal-convolution": True},
@@ -12,13 +12,14 @@ PARTS = {"mapping": {"mapping-width": 48}, "tokens": {"frame-tokens": 4}, "convo
 # TRS compares neighbours in time, so it waits for whole clips.
 LOSSES = {"trs": {"trs": 0.05, "trs-from": 50}, "dc": PARTS["dc"]}
 ROWS = ("full", *(f"no_{part}" for part in PARTS | LOSSES), "baseline")     # of the ablation: one data, steps and seed
-STEPS, ABLATION_STEPS = (600, 200), (200, 150)                              # of the two stages
+STEPS, ABLATION_STEPS = (400, 150), (200, 150)                              # of the two stages
 
 
 def stages(row: str, steps: tuple[int, int]) -> tuple[Options, Options]:
     """Options of one row of the ablation, or of the shipped module ("full").
 
-    From the shipped baseline: fours until the new parts have found their place in it, then whole clips.
+    From the shipped baseline, on the clips of its last stage: eights until the new parts have found their place in it,
+    then whole clips.
     """
     left_out = {*PARTS, *LOSSES} if row == "baseline" else {row.removeprefix("no_")}
 
@@ -27,8 +28,8 @@ def stages(row: str, steps: tuple[int, int]) -> tuple[Options, Options]:
                 for name, value in options.items()}
 
     baseline = os.path.relpath(WEIGHTS / "sprite_motion.safetensors")
-    return (FOURS | {"steps": steps[0], "lr": 1e-3, "warm-start": baseline, "warm-start-rate": 1} | kept(PARTS),
-            FOURS | {"steps": steps[1], "lr": 2e-4, "batch": 2, "frames-at-once": 16} | kept(LOSSES))
+    return (TURNS | {"steps": steps[0], "lr": 6e-4, "warm-start": baseline, "warm-start-rate": 1} | kept(PARTS),
+            TURNS | {"steps": steps[1], "lr": 2e-4, "batch": 2, "frames-at-once": 16} | kept(LOSSES))
 
 
 def ablation_file(runs: Path, row: str) -> Path:

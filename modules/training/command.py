@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--max-clips", type=int, default=0, help=f"0 = all; {SPRITES}: {SPRITE_CLIPS}")
     data.add_argument("--mirror", action="store_true", help="mirror half of the clips")
     data.add_argument("--keep-still", action="store_true", help="keep clips in which nothing moves")
-    data.add_argument("--motions", metavar="WORD,...", help=f"{SPRITES}: of its clips; a word that is repeated is drawn "
-                      "more often; default: all alike")
+    data.add_argument("--motions", metavar="WORD,...",
+                      help=f"{SPRITES}: of its clips, drawn as often as named; default: all alike")
     data.add_argument("--cache", type=Path, help="where encoded clips are kept; default: beside the output")
 
     model = parser.add_argument_group("model")

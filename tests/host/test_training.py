@@ -335,6 +335,8 @@ def test_the_command_trains_resumes_and_writes_a_file(tiny_sd15, vae, tmp_path, 
     assert "error: The checkpoint" in capsys.readouterr().out
     assert cli.main([*options, "--size", "big"]) == 1
     assert "expected WIDTHxHEIGHT" in capsys.readouterr().out
+    assert cli.main([*options, "--motions", "spin"]) == 1
+    assert "--motions is for --data sprite-world" in capsys.readouterr().out
 
 
 def test_folder_node_errors(comfy, tmp_path):
