@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -27,7 +26,7 @@ class SpriteClips:
     count: int
     settings: ClipSettings
     seed: int = 0
-    motions: Sequence[str] = MOTIONS
+    motions: tuple[str, ...] = MOTIONS
 
     def __post_init__(self) -> None:
         unknown = sorted({*self.motions} - {*MOTIONS})

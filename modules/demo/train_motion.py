@@ -11,7 +11,6 @@ from safetensors import safe_open
 from ..training import command
 from ..training.motion import MotionRecipe
 from .training import publish
-from .world import MOTIONS
 
 Options = Mapping[str, "str | int | float | Path"]         # of `train motion`, without dashes; True = no value follows
 
@@ -30,8 +29,8 @@ FOURS = PAIRS | {"batch": 8, "frames-at-once": 4, "pure-noise": 0.2, "noise-shif
 SECOND = {"seed": 7, "optimizer": "muon", "lr": 1e-3}
 EIGHTS = FOURS | {"batch": 4, "frames-at-once": 8, "pure-noise": 0.1, "steps": 150, "lr": 4e-4}
 WHOLE = FOURS | SECOND | {"batch": 2, "frames-at-once": 16, "steps": 350, "lr": 6e-4}
-OFTEN = [motion for motion, times in {"spin": 4, "circle": 4, "bounce": 2}.items() for _ in range(times)]
-TURNS = EIGHTS | {"seed": 8, "motions": ",".join((*MOTIONS[:-3], *OFTEN)), "steps": 700, "lr": 1e-3}
+TURNS = EIGHTS | {"seed": 8, "steps": 700, "lr": 1e-3,
+                  "motions": "still,left,right,up,down,grow,shrink" + 4 * ",spin" + 4 * ",circle" + 2 * ",bounce"}
 STAGES = (PAIRS, FOURS, PAIRS | SECOND | {"steps": 700}, FOURS | SECOND | {"steps": 450}, EIGHTS, WHOLE, TURNS)
 
 
