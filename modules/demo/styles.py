@@ -18,9 +18,13 @@ def pencil(pixels: torch.Tensor) -> torch.Tensor:
     return (paper - 0.7 * edge).clamp(0, 1).expand_as(flat).reshape(pixels.shape)
 
 
-def inverted(pixels: torch.Tensor) -> torch.Tensor:
-    """The negative; its own inverse."""
-    return 1 - pixels
+def swapped(pixels: torch.Tensor) -> torch.Tensor:
+    """Red and blue change places; its own inverse.
+
+    A negative would turn the sign of the latents, and with it of all features: motion layers then find nothing they
+    know. Here light stays light, as in the styles that image models are tuned to.
+    """
+    return pixels.flip(-3)
 
 
-STYLES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"pencil": pencil, "inverted": inverted}
+STYLES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"pencil": pencil, "swapped": swapped}

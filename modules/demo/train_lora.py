@@ -14,9 +14,9 @@ from .styles import STYLES
 from .train_unet import drawn_captions, eps_loss, unit_latents
 from .training import follow, publish
 
-SETTINGS = TrainSettings(steps=400, lr=3e-3, warmup=30, schedule="cosine", betas=(0.9, 0.99), weight_decay=0.0,
+SETTINGS = TrainSettings(steps=1600, lr=2e-3, warmup=30, schedule="cosine", betas=(0.9, 0.99), weight_decay=0.0,
                          seed=4, checkpoint_every=250)
-RANK, BATCH, PICTURES, CLIP_FRAMES = 8, 16, 1536, 512
+RANK, BATCH, PICTURES, CLIP_FRAMES = 8, 8, 1536, 512
 
 
 class LowRank(nn.Module):

@@ -24,7 +24,7 @@ from frozen_diffusion.modules.host.motion_files import load_motion_file
 JUDGE = "sprite world's oracle (modules/demo/oracle.py, motion_oracle.py)"
 SAMPLER, SCHEDULER, CFG = "euler", "normal", 5.0
 MOTION = "sprite_motion"
-STYLE_FILE = WEIGHTS / "loras" / "sprite_inverted.safetensors"
+STYLE_FILE = WEIGHTS / "loras" / "sprite_swapped.safetensors"
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Text to video on sprite world in figures: does the clip show the sprite and the motion that were asked for.
 
 Of 200 prompts (FROZEN_BENCH_PROMPTS) a half names pairs of sprite and motion that training may draw and a quarter
-pairs held out of it. The last quarter repeats prompts and seeds of the first half with a style LoRA (inverted
-colours) that the motion module has never met; the style is undone before the oracle looks.
+pairs held out of it. The last quarter repeats prompts and seeds of the first half with a style LoRA (red and
+blue swapped) that the motion module has never met; the style is undone before the oracle looks.
 
 The motion module is HARIVO's; FROZEN_BENCH_MOTION=sprite_motion measures the baseline.
 """
@@ -68,7 +68,7 @@ def run() -> dict:
     for name, scenes, used in (("trained", trained, model), ("held out", new, model),
                                ("style", trained[:len(new)], with_style(model))):
         clips = generate_all(world, used, scenes, SEED, STEPS, CLIPS_AT_ONCE, CFG, FRAMES)
-        seen[name] = read_clips(STYLES["inverted"](clips) if name == "style" else clips)
+        seen[name] = read_clips(STYLES["swapped"](clips) if name == "style" else clips)
     asked, scenes = trained + new, seen["trained"].scenes + seen["held out"].scenes
     constant = torch.cat([seen["trained"].sprite_constant, seen["held out"].sprite_constant])
     figures = {

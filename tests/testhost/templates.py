@@ -34,10 +34,10 @@ def text_to_video() -> Template:
 
 def text_to_video_style_lora() -> Template:
     graph = video_graph("a large cat in the middle of a green plain background, growing", "style", motion_on="lora")
-    graph["lora"] = node("LoraLoaderModelOnly", model=["world", 0], lora_name="sprite_inverted.safetensors",
+    graph["lora"] = node("LoraLoaderModelOnly", model=["world", 0], lora_name="sprite_swapped.safetensors",
                          strength_model=1.0)
     return Template(graph, ("## Text to video with a style LoRA\nThe motion module was trained on the plain image model and "
-                            "works on a fine-tuned one as well. *sprite_inverted* and *sprite_pencil* come with the pack; "
+                            "works on a fine-tuned one as well. *sprite_swapped* and *sprite_pencil* come with the pack; "
                             "your own LoRAs go in the same place." + OWN_MODEL,))
 
 

@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from frozen_diffusion.modules.demo.motion_oracle import classify_path, read_clips
 from frozen_diffusion.modules.demo.oracle import read_pictures
 from frozen_diffusion.modules.demo.renderer import FRAMES, SIDE, render, trajectory
-from frozen_diffusion.modules.demo.styles import STYLES
 from frozen_diffusion.modules.demo.vae import SpriteVAE
 from frozen_diffusion.modules.demo.world import COLOURS, MOTIONS, PLACES, SIZES, SPRITES, TEXTURES, Scene, random_scene
 
@@ -92,10 +91,10 @@ def test_every_motion_is_recognised():
 
 
 def test_a_symmetric_sprite_that_spins_in_another_style():
-    """The style is undone before reading; a ball's turn is seen by its pattern only."""
+    """A ball's turn is seen by its pattern only, also where a style and its undoing have left rounding errors."""
     scene = Scene("ball", "small", "right", "green", "dots", "spin")
     pixels, _ = render([scene], generator(5), FRAMES)
-    assert read_clips(STYLES["inverted"](STYLES["inverted"](pixels))).scenes == (scene,)
+    assert read_clips(1 - (1 - pixels)).scenes == (scene,)
 
 
 def test_a_clip_that_changes_its_sprite_is_not_constant():
