@@ -16,7 +16,7 @@ from .training import follow, publish
 
 SETTINGS = TrainSettings(steps=1600, lr=2e-3, warmup=30, schedule="cosine", betas=(0.9, 0.99), weight_decay=0.0,
                          seed=4, checkpoint_every=250)
-RANK, BATCH, PICTURES, CLIP_FRAMES = 8, 8, 1536, 512
+RANK, BATCH, PICTURES, CLIP_FRAMES = 16, 8, 1536, 512
 
 
 class LowRank(nn.Module):

@@ -160,11 +160,12 @@ def caption_context(clip: comfy.sd.CLIP, captions: list[str], tokens: int = 77) 
 
 
 def lora_names() -> dict[str, str]:
-    """kohya's name -> path in the host's U-Net, for every layer of the sprite-world U-Net's transformers.
+    """kohya's name -> path in the host's U-Net, for every layer of the transformers in the sprite-world U-Net's middle and decoder.
 
     Sorted: the host's own order comes from sets and changes from process to process, and with it a seeded training.
     """
     paths = comfy.utils.unet_to_diffusers(models.UNET)
     return {"lora_unet_" + name.removesuffix(".weight").replace(".", "_"): path.removesuffix(".weight")
             for name, path in sorted(paths.items())
-            if name.endswith(".weight") and "attentions" in name and "norm" not in name}
+            if name.endswith(".weight") and "attentions" in name and "norm" not in name
+            and not name.startswith("down_blocks")}
