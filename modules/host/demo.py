@@ -160,9 +160,10 @@ def caption_context(clip: comfy.sd.CLIP, captions: list[str], tokens: int = 77) 
 
 
 def lora_names() -> dict[str, str]:
-    """kohya's name -> path in the host's U-Net, for every layer of the transformers in the sprite-world U-Net's middle and decoder.
+    """kohya's name -> path in the host's U-Net, for the transformers' layers in sprite world's middle and decoder.
 
     Sorted: the host's own order comes from sets and changes from process to process, and with it a seeded training.
+    The encoder stays as it is, so that motion layers find there what they were trained on.
     """
     paths = comfy.utils.unet_to_diffusers(models.UNET)
     return {"lora_unet_" + name.removesuffix(".weight").replace(".", "_"): path.removesuffix(".weight")
