@@ -98,7 +98,7 @@ class InjectedDenoiser:
         self.injected = sum(self.plan)
         self.injection = Injection(request.trace, request.apply_to, request.norm_mode, request.check)
         self.tap = HSpaceTap()
-        self.shared = SharedEncoder(self.with_injection) if request.shared_encoder else None
+        self.shared = SharedEncoder(self.tap) if request.shared_encoder else None
         self.options = with_first_patch(extra_args["model_options"], self.tap)
         if self.shared is not None:
             self.options = self.shared.add_to(self.options)
@@ -107,13 +107,14 @@ class InjectedDenoiser:
     def __call__(self, x: Tensor, step: int, inject: bool) -> Tensor:
         first = self.plan[step] and not inject and self.prepared != step
         self.set(step)
-        self.tap.injection = self.injection if inject else None
         if self.shared is not None:
             self.shared.mode = self.shared.REPLAY if inject else self.shared.BOTH if first else self.shared.OFF
             self.prepared = step if first else self.prepared
+        acts = first if self.shared is not None else inject
+        self.tap.injection = self.injection if acts or inject else None
         sigma, before = x.new_full((len(x),), self.sigmas[step]), self.injection.calls
         denoised = self.model(x, sigma, **{**self.extra_args, "model_options": self.options})
-        if (first if self.shared is not None else inject) and self.injection.calls == before:
+        if acts and self.injection.calls == before:
             raise TraceError("The middle block was not seen in an injected step. A node that skips deep blocks "
                              "(DeepCache and its like) is in the way; take it away.")
         return denoised
@@ -123,10 +124,6 @@ class InjectedDenoiser:
         self.injection.time = time
         self.injection.gamma = settings.gamma_at(time, max(1, self.injected))
         self.injection.gamma_skips = self.request.gamma_skips
-
-    def with_injection(self, on: bool) -> None:
-        """For the shared encoder's second pass through the decoder."""
-        self.tap.injection = self.injection if on else None
 
     def measures(self) -> dict[str, float]:
         """Means over the calls since the last asking: angle between h and content, |h| / |skip|."""
