@@ -19,7 +19,7 @@ from frozen_diffusion.modules.hspace.steps import InjectionSettings
 from frozen_diffusion.modules.hspace.trace import HTrace
 from frozen_diffusion.modules.training.order import stream
 
-SIDE, ROUNDS = 32, 3
+SIDE, ROUNDS = 32, 7
 SIGMAS = torch.tensor([12.0, 8.0, 5.0])     # two steps, both injected where anything is
 
 
