@@ -23,7 +23,7 @@ PAIRS: Options = {
     "no-gradient-checkpointing": True, "checkpoint-every": 100}
 # Pairs teach how things move by the word, fours whole paths and what is seen at less noise, eights that all frames of a
 # clip show one thing, whole clips the same for sixteen. The second round has other clips. What turns or comes back is
-# learned last: a circle may begin anywhere, so that pure noise says nothing of it. The last stage draws it more often.
+# learned last: a circle may begin anywhere, so that pure noise says nothing of it. The last two stages draw it more.
 FOURS = PAIRS | {"batch": 8, "frames-at-once": 4, "pure-noise": 0.2, "noise-shift": 2, "optimizer": "muon",
                  "steps": 2000, "lr": 1.5e-3}
 SECOND = {"seed": 7, "optimizer": "muon", "lr": 1e-3}
@@ -31,7 +31,9 @@ EIGHTS = FOURS | {"batch": 4, "frames-at-once": 8, "pure-noise": 0.1, "steps": 1
 WHOLE = FOURS | SECOND | {"batch": 2, "frames-at-once": 16, "steps": 350, "lr": 6e-4}
 TURNS = EIGHTS | {"seed": 8, "steps": 700, "lr": 1e-3,
                   "motions": "still,left,right,up,down,grow,shrink" + 4 * ",spin" + 4 * ",circle" + 2 * ",bounce"}
-STAGES = (PAIRS, FOURS, PAIRS | SECOND | {"steps": 700}, FOURS | SECOND | {"steps": 450}, EIGHTS, WHOLE, TURNS)
+CIRCLES = TURNS | {"seed": 9, "steps": 900,
+                   "motions": "still,left,right,up,down,grow,shrink,spin,bounce" + 5 * ",circle"}
+STAGES = (PAIRS, FOURS, PAIRS | SECOND | {"steps": 700}, FOURS | SECOND | {"steps": 450}, EIGHTS, WHOLE, TURNS, CIRCLES)
 
 
 def run_training(options: Options, out: Path, cache: Path) -> tuple[str, MotionRecipe]:
