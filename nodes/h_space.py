@@ -158,9 +158,9 @@ class FrozenHSpaceInjectionSampler(io.ComfyNode):
                 io.Boolean.Input("auto_gamma", default=False,
                                  tooltip="Raise gamma (up to 0.6) where fewer than 30 steps are injected."),
                 io.Boolean.Input("shared_encoder", default=False,
-                                 tooltip="Run the encoder once and the decoder on both predictions at once: about a quarter "
-                                         "faster, with a decoder's memory for twice the batch. Switch off beside packs "
-                                         "that replace the U-Net's forward."),
+                                 tooltip="Run the encoder once, and the decoder on both predictions at once: about a "
+                                         "quarter faster, with a decoder's memory for twice the batch. Switch off "
+                                         "beside packs that replace the U-Net's forward."),
             ],
             outputs=[io.Sampler.Output(tooltip="For SamplerCustom, SamplerCustomAdvanced or Record h-Space.")])
 
