@@ -1,8 +1,8 @@
 """One pass of the encoder for two predictions: the U-Net's decoder makes both, plain and injected, in one batch.
 
-The method's released code shares the encoder and runs the decoder twice. It is two thirds of a U-Net of SD1.5's size,
-and one batch of both costs less than two passes. The decoder half of the host's forward is repeated here, so it is a
-switch, and a test compares it with two whole passes.
+The method's released code shares the encoder and runs the decoder twice. The decoder is two thirds of a U-Net of
+SD1.5's size, and one batch of both costs less than two passes. It repeats the decoder half of the host's forward, so it
+is a switch, and a test compares it with two whole passes.
 """
 from __future__ import annotations
 
