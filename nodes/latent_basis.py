@@ -58,16 +58,21 @@ class FrozenComputeLatentBasis(io.ComfyNode):
             outputs=[LatentBasis.Output(display_name="basis", tooltip="The directions, strongest first."),
                      io.Image.Output(display_name="plot", tooltip="Spectrum, frequencies and the directions as "
                                                                   "pictures."),
-                     io.String.Output(display_name="report", tooltip="Products, residuals, singular values.")])
+                     io.String.Output(display_name="report", tooltip="Products, residuals, singular values.")],
+            hidden=[io.Hidden.unique_id])
 
     @classmethod
     def execute(cls, model, positive, latent, sigmas, rank: int, solver: str, tolerance: float, seed: int,
                 mask_space: str, mask=None, start=None) -> io.NodeOutput:
         from ..modules.basis.report import angle_in_words, basis_picture, basis_text
         from ..modules.host.latent_basis import BasisRequest, compute_basis
-        request = BasisRequest(rank, solver, tolerance, seed, mask_space)
-        basis, last = compute_basis(model, positive, latent["samples"], sigmas, request, mask, start)
+        from ..modules.host.training_progress import say
+        node, request = cls.hidden.unique_id, BasisRequest(rank, solver, tolerance, seed, mask_space)
+        basis, last = compute_basis(model, positive, latent["samples"], sigmas, request, mask, start,
+                                    lambda text: say(text, node))
         text = basis_text([basis]) + "\n" + angle_in_words(last.angle, last.residuals, last.converged)
+        if len(basis.V) < rank:
+            text += f"\nrank {rank} was asked for; this latent has no more than {len(basis.V)} directions"
         return io.NodeOutput(basis, basis_picture([basis]), text, ui=ui.PreviewText(text))
 
 

@@ -74,9 +74,18 @@ class Jacobian:
                 u = (self.push_f(self.x + step * v).to(self.dtype)
                      - self.push_f(self.x - step * v).to(self.dtype)) / (2 * step)
             else:
-                _, u = torch.func.jvp(self.push_f, (self.x,), (v,))
+                u = self._derivative(v)
         u = finite(u, "J v").to(self.dtype) / self.v_scale
         return u if self.h_mask is None else u * self.h_mask
+
+    def _derivative(self, v: Tensor) -> Tensor:
+        try:
+            return torch.func.jvp(self.push_f, (self.x,), (v,))[1]
+        except RuntimeError as error:
+            if "forward AD" not in str(error):
+                raise
+            raise ValueError(f"A part of the U-Net has no forward derivative. torch says: {str(error).splitlines()[0]} "
+                             "Take away the node that patches this part (attention packs, torch.compile).") from error
 
     def pull(self, u: Tensor) -> Tensor:
         """v = J^T u, [1, C, H, W] of x's shape, for u of h's shape. ValueError if it is not finite."""

@@ -19,6 +19,7 @@ from .geometry import (
     random_distance,
     white_share,
 )
+from .triplets import UNKNOWN_ANGLE
 
 SIDE = 128          # pixels of a direction's picture at least
 COLUMNS = 8
@@ -32,6 +33,7 @@ def basis_text(bases: Sequence[LatentBasis]) -> str:
     lines = [f"{k} directions at t {first.t:.0f} (sigma {first.sigma:.3g}), solver {first.about.get('solver', '?')}, "
              f"{first.about.get('products', '?')} products, converged {first.about.get('converged', '?')}",
              "s: " + ", ".join(f"{value:.4g}" for value in first.s.tolist()),
+             "gap from each s to the next: " + (", ".join(f"{gap:.1%}" for gap in first.gaps.tolist()) or "none, k 1"),
              f"largest residual {first.residuals.max() / first.s[0]:.1e} of s_0",
              f"low-frequency share {low_frequency_share(first.V):.2f} (white noise "
              f"{white_share(*first.V.shape[2:]):.2f})"]
@@ -74,4 +76,5 @@ def angle_in_words(angle: float, residuals: Tensor, converged: bool) -> str:
     """How sure the solver is."""
     worst = residuals.max().item() if len(residuals) else torch.nan
     sure = "converged" if converged else "NOT converged: take the directions with care, or fewer of them"
-    return f"{sure}; subspace within about {angle:.2g} degrees, residuals up to {worst:.1e} of s_0"
+    known = f"subspace within about {angle:.2g} degrees, " if angle < UNKNOWN_ANGLE else ""
+    return f"{sure}; {known}residuals up to {worst:.1e} of s_0"

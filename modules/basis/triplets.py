@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+UNKNOWN_ANGLE = 90.0        # degrees
+
 
 @dataclass(frozen=True)
 class Triplets:
@@ -31,14 +33,14 @@ class Step:
         products: products with J and J^T so far.
         s: [<= k] estimates of the singular values, descending.
         residuals: [<= k] of these estimates relative to the first of them.
-        angle: degrees by which the estimated subspace may still be off; 90 while nothing is known.
+        angle: degrees by which the estimated subspace may still be off; UNKNOWN_ANGLE while nothing is known.
         converged: whether the solver's gate is passed.
         found: the triplets, in the last record only.
     """
     products: int
     s: Tensor
     residuals: Tensor
-    angle: float = 90.0
+    angle: float = UNKNOWN_ANGLE
     converged: bool = False
     found: Triplets | None = None
 

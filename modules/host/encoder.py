@@ -16,13 +16,15 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel, forward_ti
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ..basis.products import check_latent
 from .h_space import check_bottleneck
 from .inversion import guider_of
 from .motion import KEY as MOTION
 from .private_unet import PREFIX, attend, merged_weights
 
 ENCODER = ("input_blocks.", "middle_block.", "time_embed.", "label_emb.")
-QUERIES = 1024              # of plain attention at once: it keeps queries x keys x heads numbers
+QUERIES, LEAST_QUERIES = 1024, 32   # of plain attention at once: it keeps queries x keys x heads numbers
+ROOM = 2                    # times the encoder's weights that are made free for it: weights and activations
 
 
 @dataclass(frozen=True)
@@ -31,9 +33,11 @@ class RecordedCall:
 
     Attributes:
         x: [1, C, h, w] in the variance-preserving scale.
+        held: [1, C', h, w] further channels of an inpainting model, which stay as they are; C' may be 0.
         adapter: what T2I-Adapters add to the encoder's blocks, from the first on.
     """
     x: Tensor
+    held: Tensor
     timesteps: Tensor
     context: Tensor
     y: Tensor | None
@@ -62,9 +66,10 @@ def record_call(model, positive, latent: Tensor, sigma: float) -> RecordedCall:
     def listen(executor, x, timesteps, context, y=None, control=None, transformer_options=None, *args, **kwargs):
         adapter = [None if part is None else _plain(part) for part in reversed((control or {}).get("input", []))]
         options = {key: value for key, value in transformer_options.items() if key != "wrappers"}
-        seen.append(RecordedCall(_plain(x), _plain(timesteps), _plain(context), None if y is None else _plain(y),
-                                 tuple(adapter), options))
-        return torch.zeros_like(x)
+        channels = latent.shape[1]
+        seen.append(RecordedCall(_plain(x[:, :channels]), _plain(x[:, channels:]), _plain(timesteps), _plain(context),
+                                 None if y is None else _plain(y), tuple(adapter), options))
+        return torch.zeros_like(x[:, :channels])
 
     model = model.clone()
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "frozen_record_call", listen)
@@ -82,19 +87,16 @@ def check_encodable(model, latent: Tensor, sigma: float) -> None:
     if model.get_injections(MOTION) is not None:
         raise ValueError("The MODEL has a motion module, which mixes the frames; a latent basis belongs to one "
                          "picture. Connect the MODEL from before Apply Motion Module.")
-    if (channels := model.model.diffusion_model.in_channels) != 4:
-        raise ValueError(f"The MODEL takes {channels} input channels, so it is an inpainting model or the like; a "
-                         "latent basis is one of latents alone. Use the plain checkpoint.")
     if len(latent) != 1:
         raise ValueError(f"A latent basis belongs to one latent; a batch of {len(latent)} was given. Use Latent From "
                          "Batch, and one node for each.")
+    check_latent(latent)
     sampling = model.get_model_object("model_sampling")
     least, most = float(sampling.sigma_min), float(sampling.sigma_max)
     if not 0.99 * least <= sigma <= 1.01 * most:
         raise ValueError(f"The latent's noise level is {sigma:.4g}; it must be between {least:.4g} and {most:.4g}. "
-                         f"Connect "
-                         "the sigmas that are still to come, e.g. low_sigmas of SplitSigmas, and the latent that was "
-                         "sampled down to there, not a finished picture.")
+                         "Connect the sigmas that are still to come, e.g. low_sigmas of SplitSigmas, and the latent "
+                         "that was sampled down to there, not a finished picture.")
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ class Encoder:
             emb = patch(emb, unet.model_channels, options)
         if unet.num_classes is not None:
             emb = emb + unet.label_emb(call.y)
-        h = x
+        h = torch.cat([x, call.held], 1)
         for number, block in enumerate(unet.input_blocks):
             options["block"] = ("input", number)
             h = forward_timestep_embed(block, h, emb, call.context, options)
@@ -149,7 +151,10 @@ def copy_encoder(model) -> UNetModel:
         unet.output_blocks, unet.out = torch.nn.ModuleList(), torch.nn.Identity()
         unet.load_state_dict({key.removeprefix(PREFIX): weight for key, weight in merged_weights(model, names).items()},
                              assign=True)
-        unet = unet.to(comfy.model_management.get_torch_device())
+        device = comfy.model_management.get_torch_device()
+        size = sum(weight.numel() * weight.element_size() for weight in unet.parameters())
+        comfy.model_management.free_memory(ROOM * size, device)
+        unet = unet.to(device)
     return unet.eval().requires_grad_(False)
 
 
@@ -159,9 +164,21 @@ def attend_plainly(default, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: T
     if mask is not None or kwargs.get("skip_reshape"):
         return default(q, k, v, heads, mask=mask, **kwargs)
     q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))      # [B, heads, N, d]
-    scale = q.shape[-1] ** -0.5
-    parts = [(part * scale @ k.transpose(-1, -2)).softmax(-1) @ v for part in q.split(QUERIES, dim=2)]
-    return torch.cat(parts, 2).transpose(1, 2).flatten(2)
+    queries = QUERIES
+    while True:
+        try:
+            parts = [attend_chunk(part, k, v) for part in q.split(queries, dim=2)]
+            return torch.cat(parts, 2).transpose(1, 2).flatten(2)
+        except comfy.model_management.OOM_EXCEPTION:
+            if queries <= LEAST_QUERIES:
+                raise
+        queries //= 2
+        comfy.model_management.soft_empty_cache()
+
+
+def attend_chunk(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """q [B, heads, n, d], k and v [B, heads, N, d] -> [B, heads, n, d]"""
+    return (q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)).softmax(-1) @ v
 
 
 def _plain(x: Tensor) -> Tensor:

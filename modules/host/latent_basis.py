@@ -1,9 +1,10 @@
 """The latent basis in the host: computing it, editing along it, and directions from prompts."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import comfy.model_management
 import comfy.samplers
 import comfy.utils
 import torch
@@ -21,11 +22,12 @@ from ..basis.guidance import (
     restore_norm,
 )
 from ..basis.lanczos import expected_products, lanczos
-from ..basis.products import Jacobian
+from ..basis.products import Jacobian, finite
+from ..basis.report import angle_in_words
 from ..basis.subspace_iteration import subspace_iteration
 from ..basis.transport import prompt_direction, pull_direction
 from ..basis.triplets import Step
-from .encoder import Encoder, copy_encoder, record_call
+from .encoder import Encoder, check_encodable, copy_encoder, record_call
 from .h_space import model_identity
 from .inversion import guider_of
 
@@ -48,10 +50,12 @@ class BasisRequest:
 
 
 def compute_basis(model, positive, latent: Tensor, sigmas: Tensor, request: BasisRequest, mask: Tensor | None = None,
-                  start: LatentBasis | None = None) -> tuple[LatentBasis, Step]:
+                  start: LatentBasis | None = None, say: Callable[[str], None] = lambda text: None
+                  ) -> tuple[LatentBasis, Step]:
     """The basis of a latent [1, C, h, w] at noise level sigmas[0], and the solver's last record.
 
-    mask [1, H, W] at any size; start: a basis to begin from. Raises ValueError; RuntimeError if the Jacobian is broken.
+    mask [1, H, W] at any size; start: a basis to begin from; say: hears how far it is. Fewer directions than asked for
+    come out where x or h has no more. Raises ValueError; RuntimeError if the Jacobian is broken.
     """
     encoder, sigma = encoder_of(model, positive, latent, sigmas)
     jacobian = jacobian_of(encoder, mask, request.mask_space)
@@ -65,6 +69,7 @@ def compute_basis(model, positive, latent: Tensor, sigmas: Tensor, request: Basi
     bar = comfy.utils.ProgressBar(total)
     for step in steps:
         bar.update_absolute(min(step.products, total), max(total, step.products))
+        say(f"{step.products} products; {angle_in_words(step.angle, step.residuals, step.converged)}")
     about = {"model": model_identity(model), "solver": request.solver, "products": str(step.products),
              "converged": str(step.converged), "angle": f"{step.angle:.3g}", "masked": str(mask is not None)}
     return latent_basis(step.found, timestep(model, sigma), sigma, about), step
@@ -123,8 +128,12 @@ class EditRequest:
 
 def edit(model, positive, latent: Tensor, sigmas: Tensor, basis: LatentBasis, request: EditRequest
          ) -> tuple[Tensor, str]:
-    """(edited LATENT samples, directions x strengths rows; what happened, in words). Raises ValueError."""
+    """(edited LATENT samples, directions x strengths rows; what happened, in words). latent [1, C, h, w].
+
+    Raises ValueError.
+    """
     sigma = first_level(sigmas)
+    check_encodable(model, latent, sigma)
     if basis.V.shape[1:] != latent.shape[1:]:
         raise ValueError(f"The basis belongs to latents of shape {list(basis.V.shape[1:])}; this one is "
                          f"{list(latent.shape[1:])}. Compute the basis at this size.")
@@ -134,13 +143,17 @@ def edit(model, positive, latent: Tensor, sigmas: Tensor, basis: LatentBasis, re
     chosen = range(len(basis.V)) if request.direction == -1 else [request.direction]
     pairs = [(index, value) for index in chosen for value in strengths(request.strength, request.count)]
     sampler = EditSampler(sigma, basis.V[[index for index, _ in pairs]], [value for _, value in pairs], request)
-    edited = guider_of(model, positive).sample(torch.zeros_like(latent), latent, sampler, torch.tensor([sigma, 0.0]),
+    rows = latent.repeat(len(pairs), 1, 1, 1)           # so that the host makes room for all of them
+    edited = guider_of(model, positive).sample(torch.zeros_like(rows), rows, sampler, torch.tensor([sigma, 0.0]),
                                                disable_pbar=True, seed=0)
-    return edited, edit_text(basis, pairs, sampler.drift, timestep(model, sigma))
+    text = edit_text(basis, pairs, sampler.drift, timestep(model, sigma))
+    if basis.about.get("model") not in (None, model_identity(model)):
+        text += "\nNote: the basis was computed on another model, or with other LoRAs."
+    return edited.to(comfy.model_management.intermediate_device()), text
 
 
 class EditSampler(comfy.samplers.Sampler):
-    """A SAMPLER that stays at one noise level and moves the latent along directions; rows come out for every pair."""
+    """A SAMPLER that stays at one noise level and moves the rows of one latent along directions, each by its value."""
 
     def __init__(self, sigma: float, V: Tensor, values: Sequence[float], request: EditRequest):
         self.sigma, self.V, self.values, self.request = sigma, V, list(values), request
@@ -158,6 +171,7 @@ class EditSampler(comfy.samplers.Sampler):
                                   seed=extra_args.get("seed"))
             return (big - denoised) / self.sigma
 
+        latent_image = latent_image[:1]
         x, V = latent_image / scale, self.V.to(latent_image)
         if request.method == GUIDANCE:
             gammas = [value / max(1, request.steps) for value in self.values]
@@ -187,6 +201,8 @@ def edit_text(basis: LatentBasis, pairs: Sequence[tuple[int, float]], drift: Seq
     if abs(worst) > TOO_FAR:
         lines.append(f"Warning: the latent's norm changed by {worst:+.0%}; beyond {TOO_FAR:.0%} pictures fall apart. "
                      "Use a smaller strength, or switch keep_norm on.")
+    lines.append("Sample on with a sampler that adds no noise (euler, dpmpp_2m): ancestral and SDE ones hide small "
+                 "edits.")
     return "\n".join(lines)
 
 
@@ -200,7 +216,7 @@ def direction_between(model, positive_a, positive_b, latent: Tensor, sigmas: Ten
     other = record_call(model, positive_b, latent, sigma)
     with torch.inference_mode(False), torch.no_grad():
         before = encoder.fused(encoder.x)
-        difference = (replace(encoder, call=other).fused(encoder.x) - before)[0]
+        difference = finite(replace(encoder, call=other).fused(encoder.x) - before, "The U-Net's h")[0]
     if not difference.any():
         raise ValueError("Both prompts give the same h: there is nothing between them. Write two different prompts.")
     if basis is None:

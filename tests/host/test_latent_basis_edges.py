@@ -1,0 +1,140 @@
+"""The latent basis in the host: models and settings out of the ordinary, and what goes wrong outside of our code."""
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+
+from frozen_diffusion.modules.basis.products import Jacobian
+from frozen_diffusion.modules.host import encoder as encoder_module
+from frozen_diffusion.modules.host.encoder import attend_plainly
+from frozen_diffusion.modules.host.latent_basis import (
+    BasisRequest,
+    EditRequest,
+    compute_basis,
+    direction_between,
+    edit,
+    encoder_of,
+)
+from frozen_diffusion.modules.training.order import stream
+from testhost.models import conditioning
+
+pytestmark = pytest.mark.usefixtures("unloaded")
+
+SIGMAS = torch.tensor([5.0, 1.0, 0.0])
+NODE = {"solver": "lanczos", "tolerance": 1e-3, "seed": 0, "mask_space": "h"}
+
+
+def noisy(height=16, width=16):
+    return 5 * torch.randn(1, 4, height, width, generator=stream("basis edges", height, width)) / 0.18215
+
+
+@pytest.fixture(scope="module")
+def found(base):
+    with torch.inference_mode():
+        return compute_basis(base, conditioning(1), noisy(), SIGMAS, BasisRequest(rank=2))[0]
+
+
+def test_an_inpainting_models_further_channels_are_held(tiny_sd15):
+    """J is of the four noisy channels alone; mask and masked picture stay what the host made of them."""
+    model = tiny_sd15(in_channels=9)
+    ours = encoder_of(model, conditioning(1), noisy(), SIGMAS)[0]
+    assert ours.x.shape[1] == 4 and ours.call.held.shape[1] == 5
+    v = torch.randn(ours.x.shape, generator=stream("direction"))
+    v /= v.norm()
+    jacobian = Jacobian(ours.fused, ours.x, push_f=ours.plain)
+    difference = Jacobian(ours.fused, ours.x, difference=True).push(v)
+    torch.testing.assert_close(jacobian.push(v), difference, rtol=0, atol=2e-3 * difference.norm().item())
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "eps"])
+def test_a_basis_belongs_to_features_not_to_what_is_predicted(base, found, kind):
+    """v-prediction and zero terminal SNR: the same encoder at the same noise level; edits convert to eps themselves."""
+    model = ModelSamplingDiscrete().patch(base, kind, zsnr=False)[0]
+    same = compute_basis(model, conditioning(1), noisy(), SIGMAS, BasisRequest(rank=2))[0]
+    torch.testing.assert_close(same.s, found.s, rtol=1e-3, atol=0)
+    zero = ModelSamplingDiscrete().patch(base, kind, zsnr=True)[0]
+    basis = compute_basis(zero, conditioning(1), noisy(), SIGMAS, BasisRequest(rank=1))[0]
+    rows, _ = edit(zero, conditioning(1), noisy(), SIGMAS, basis, EditRequest(strength=2, steps=1))
+    assert rows.isfinite().all() and torch.equal(rows[1:2], noisy()) and not torch.equal(rows[0:1], noisy())
+
+
+def test_sizes_that_are_no_squares(base):
+    basis = compute_basis(base, conditioning(1), noisy(8, 24), SIGMAS, BasisRequest(rank=1))[0]
+    assert basis.V.shape == (1, 4, 8, 24) and basis.U.shape[2:] == (1, 3)
+    with pytest.raises(ValueError, match=r"8, 24.*16, 16"):
+        edit(base, conditioning(1), noisy(), SIGMAS, basis, EditRequest())
+
+
+def test_no_more_directions_than_there_are(comfy, base):
+    basis, _, text = comfy.run("FrozenComputeLatentBasis", model=base, positive=conditioning(1), sigmas=SIGMAS,
+                               latent={"samples": noisy(2, 4)}, rank=40, **NODE)
+    assert len(basis.V) == 32 and "rank 40 was asked for; this latent has no more than 32" in text
+
+
+def test_a_basis_through_the_node_refuses_networks_without_bottleneck(comfy, base):
+    model = base.clone()
+    model.model = type("Model", (), {"diffusion_model": torch.nn.Linear(1, 1)})()
+    with pytest.raises(ValueError, match="Linear, which has no bottleneck"):
+        comfy.run("FrozenComputeLatentBasis", model=model, positive=conditioning(1), sigmas=SIGMAS,
+                  latent={"samples": noisy()}, rank=2, **NODE)
+
+
+def test_layers_without_forward_derivative_are_named(base):
+    """A pack that brings its own fused attention."""
+    model = base.clone()
+
+    def fused(n, options):
+        heads = n.unflatten(-1, (4, -1)).transpose(1, 2)
+        return F.scaled_dot_product_attention(heads, heads, heads).transpose(1, 2).flatten(2)
+
+    model.set_model_attn1_output_patch(fused)
+    with pytest.raises(ValueError, match="no forward derivative.*scaled_dot_product.*patches this part"):
+        compute_basis(model, conditioning(1), noisy(), SIGMAS, BasisRequest(rank=1))
+
+
+def test_attention_takes_smaller_chunks_when_memory_ends(monkeypatch):
+    q, k, v = (torch.randn(2, 100, 32, generator=stream("attention", name)) for name in "qkv")
+    whole, real, sizes = attend_plainly(None, q, k, v, 4), encoder_module.attend_chunk, []
+
+    def small_device(q, k, v, most=40):
+        sizes.append(q.shape[2])
+        if q.shape[2] > most:
+            raise encoder_module.comfy.model_management.OOM_EXCEPTION("out of memory")
+        return real(q, k, v)
+
+    monkeypatch.setattr(encoder_module, "attend_chunk", small_device)
+    torch.testing.assert_close(attend_plainly(None, q, k, v, 4), whole)
+    assert max(sizes) == 100 and min(sizes) <= 32
+    monkeypatch.setattr(encoder_module, "attend_chunk", lambda q, k, v: small_device(q, k, v, 1))
+    with pytest.raises(encoder_module.comfy.model_management.OOM_EXCEPTION):
+        attend_plainly(None, q, k, v, 4)
+
+
+def test_what_is_said_on_the_way_and_after(comfy, base, found):
+    heard = []
+    compute_basis(base, conditioning(1), noisy(), SIGMAS, BasisRequest(rank=2), say=heard.append)
+    assert "residuals up to" in heard[0] and "converged" in heard[-1]
+    text = comfy.run("FrozenBasisReport", basis=found)[1]
+    assert f"gap from each s to the next: {float(found.gaps[0]):.1%}" in text
+    official = comfy.run("FrozenComputeLatentBasis", model=base, positive=conditioning(1), sigmas=SIGMAS,
+                         latent={"samples": noisy(8, 8)}, rank=1, **{**NODE, "solver": "official"})[2]
+    assert "degrees" not in official
+
+
+def test_an_edit_on_another_model_is_told(base, found, tiny_sd15):
+    other = tiny_sd15(seed=3)
+    _, text = edit(other, conditioning(1), noisy(), SIGMAS, found, EditRequest(count=1, steps=1))
+    assert "computed on another model" in text and "adds no noise" in text
+    _, text = edit(base, conditioning(1), noisy(), SIGMAS, found, EditRequest(count=1, steps=1))
+    assert "another model" not in text
+
+
+def test_features_that_overflow_are_refused_everywhere(base, found):
+    model = base.clone()
+    model.set_model_input_block_patch(lambda h, options: h * torch.nan)
+    for call in (lambda: compute_basis(model, conditioning(1), noisy(), SIGMAS, BasisRequest(rank=1)),
+                 lambda: direction_between(model, conditioning(1), conditioning(2), noisy(), SIGMAS, found)):
+        with pytest.raises(ValueError, match="h is not finite"):
+            call()
