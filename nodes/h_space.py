@@ -30,6 +30,15 @@ def gamma_inputs() -> list:
             io.Float.Input("gamma_skips", default=0.0, min=0.0, max=1.0, step=0.01, tooltip=SKIPS)]
 
 
+def told_of_gamma(gamma: str | None) -> bool | str:
+    """True, or what is wrong with a gamma that was typed in; None comes from another node. Before anything runs."""
+    from ..modules.hspace.curve import parse_curve
+    try:
+        return gamma is None or bool(parse_curve(gamma))
+    except ValueError as error:
+        return str(error)
+
+
 class FrozenInvertDDIM(io.ComfyNode):
     """From a picture to the noise that gives it back, with a trace of h-space."""
 
@@ -165,13 +174,20 @@ class FrozenHSpaceInjectionSampler(io.ComfyNode):
             outputs=[io.Sampler.Output(tooltip="For SamplerCustom, SamplerCustomAdvanced or Record h-Space.")])
 
     @classmethod
+    def validate_inputs(cls, gamma: str | None = None) -> bool | str:
+        return told_of_gamma(gamma)
+
+    @classmethod
     def execute(cls, trace, preset: str, gamma: str, apply_to: str, norm_mode: str, check: str, gamma_skips: float,
                 shared_encoder: bool, **settings) -> io.NodeOutput:
         from ..modules.host.h_space_sampling import InjectionRequest, injection_sampler
         from ..modules.hspace.curve import parse_curve
-        wanted = InjectionSettings(gamma=parse_curve(gamma), **settings)
-        if preset != CUSTOM:
-            wanted = PRESETS[preset]
+        if preset == CUSTOM:
+            wanted = InjectionSettings(gamma=parse_curve(gamma), **settings)
+        else:
+            known = PRESETS[preset]
+            wanted = InjectionSettings(**{**settings, "gamma": known.gamma, "t_edit": known.t_edit,
+                                          "t_boost": known.t_boost, "omega": known.omega})
         return io.NodeOutput(injection_sampler(InjectionRequest(trace, wanted, apply_to, norm_mode, check, gamma_skips,
                                                                 shared_encoder)))
 
@@ -195,6 +211,10 @@ class FrozenInjectHSpace(io.ComfyNode):
                 *gamma_inputs(),
             ],
             outputs=[io.Model.Output(tooltip="The model with the injection, for any sampler.")])
+
+    @classmethod
+    def validate_inputs(cls, gamma: str | None = None) -> bool | str:
+        return told_of_gamma(gamma)
 
     @classmethod
     def execute(cls, model, trace, gamma: str, t_edit: float, apply_to: str, norm_mode: str, check: str,

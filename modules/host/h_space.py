@@ -9,7 +9,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from math import ceil
 
 import comfy.model_patcher
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from ..hspace.slerp import angles, inject, norms
 from ..hspace.trace import FAR, H, HTrace, TraceError, check_channels, skip
-from .private_unet import PREFIX, merged_weights
+from .private_unet import PREFIX
 
 BOTH, COND, UNCOND = "both", "cond", "uncond"
 APPLY_TO = (BOTH, COND, UNCOND)
@@ -27,34 +26,43 @@ MASKED, NONE = "masked", "none"
 NORM_MODES = (MASKED, NONE)
 MODEL, STRICT, SHAPES = "model", "strict", "shapes only"
 CHECKS = (MODEL, STRICT, SHAPES)
+OPPOSITE = 179.9            # degrees between features from which no way from one to the other is the shortest
 
 
 def check_bottleneck(model) -> None:
     """Raises ValueError for a MODEL whose network has no bottleneck."""
     network = model.model.diffusion_model
-    if not isinstance(network, UNetModel):
+    if not isinstance(network, UNetModel) or network.middle_block is None:
         raise ValueError(f"h-space is the output of a U-Net's middle block; this MODEL is a {type(network).__name__}, "
-                         "which has no bottleneck. Use a checkpoint of SD1.5, SD2 or SDXL.")
+                         "which has no bottleneck here. Use a checkpoint of SD1.5, SD2 or SDXL.")
 
 
 def model_identity(model) -> str:
-    """A name of the U-Net with its LoRAs, from a sample of its merged weights; the same on every machine."""
+    """A name of the U-Net with its LoRAs, from a sample of weights and their patches; the same on every machine."""
     check_bottleneck(model)
-    keys = [key for key in model.get_key_patches(PREFIX) if key.endswith("to_out.0.weight")]
+    with torch.inference_mode(False), torch.no_grad():
+        stored = model.get_key_patches(PREFIX)
     first = [f"{PREFIX}input_blocks.0.0.weight", f"{PREFIX}out.2.weight"]
     digest = blake2b(digest_size=8)
-    for key, weight in merged_weights(model, [*first, *sorted(keys)[::2]]).items():
-        digest.update(key.encode() + weight.half().numpy().tobytes())
+    for key in [*first, *sorted(key for key in stored if key.endswith("to_out.0.weight"))[::2]]:
+        (weight, convert), *patches = stored[key]
+        digest.update(key.encode())
+        take_in(digest, convert(weight.detach().to("cpu", copy=True), inplace=True).half())
+        take_in(digest, patches)
     return digest.hexdigest()
 
 
-def size_of_h(model, latent: Tensor) -> tuple[int, int]:
-    """Height and width of h for a LATENT [B, C, H, W]: stride-2 convolutions round up."""
-    halvings = len(model.model.diffusion_model.channel_mult) - 1
-    height, width = latent.shape[-2:]
-    for _ in range(halvings):
-        height, width = ceil(height / 2), ceil(width / 2)
-    return height, width
+def take_in(digest, value) -> None:
+    """Hash tensors, numbers and names of a patch of the host; what is made of them differs between machines."""
+    if isinstance(value, Tensor):
+        digest.update(value.detach().cpu().float().numpy().tobytes())
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            take_in(digest, part)
+    elif hasattr(value, "weights"):             # the host's adapters
+        take_in(digest, (type(value).__name__, value.weights))
+    elif value is None or isinstance(value, (str, int, float)):
+        digest.update(repr(value).encode())
 
 
 @dataclass(frozen=True)
@@ -136,19 +144,23 @@ class Injection:
     def blend(self, place: str, x: Tensor, options: Mapping) -> Tensor:
         """`x` with the content blended in; what is not asked for stays exactly."""
         gamma = self.gamma if place == H else self.gamma_skips
-        if not gamma or (place not in self.trace.features and len(self.trace.features) > 1):
+        parts = [part for part in self.trace.parts if place in part.features or len(part.features) == 1]
+        if not gamma or not parts:              # a trace of h alone is told that gamma_skips needs more
             return x
         x = x.clone()
         for chunk in chunks_of(len(x), options):
             if self.apply_to == BOTH or chunk.cond == (self.apply_to == COND):
-                for part in self.trace.parts:
+                for part in parts:
                     x[chunk.rows] = self.blend_part(place, x[chunk.rows], part, chunk.items, gamma)
         return x
 
     def blend_part(self, place: str, x: Tensor, part: HTrace, items: Sequence[int], gamma: float) -> Tensor:
         content = self.content(place, x, part, items)
         if place == H:
-            self.angles += angles(x, content).tolist()
+            found = angles(x, content).tolist()
+            self.angles += found
+            if max(found) > OPPOSITE:
+                self.warn("the content's features point exactly away from the picture's; there they are left out")
         mask = None if part.mask is None else self.mask(part.mask, x, items)
         return inject(x, content, min(1.0, gamma * part.strength), mask, self.norm_mode == MASKED)
 
@@ -212,13 +224,16 @@ def with_first_patch(model_options: Mapping, patch) -> dict:
     return options
 
 
-def check_trace(trace: HTrace, identity: str, times: Sequence[float], check: str) -> None:
-    """Raises TraceError for a trace of another model, or (strict) of another grid; warns of a far coarser grid."""
+def check_model(trace: HTrace, identity: str, check: str) -> None:
+    """Raises TraceError for a trace of another model, unless `check` allows it."""
+    if check != SHAPES and any(part.about.get("model") not in (None, identity) for part in trace.parts):
+        raise TraceError("The trace was recorded on another model (or with other LoRAs) than the one that is sampled. "
+                         "Record it with this MODEL, or set check to \"shapes only\" if you mean it.")
+
+
+def check_steps(trace: HTrace, times: Sequence[float], check: str) -> None:
+    """Raises TraceError (strict) for a trace of another grid; warns of a far coarser grid. times: timesteps."""
     for part in trace.parts:
-        if check != SHAPES and part.about.get("model") not in (None, identity):
-            raise TraceError("The trace was recorded on another model (or with other LoRAs) than the one that is "
-                             "sampled. "
-                             "Record it with this MODEL, or set check to \"shapes only\" if you mean it.")
         gap = part.gap(times)
         if gap > FAR or (check == STRICT and gap > 1e-3):
             text = (f"The trace's steps are up to {gap:.1%} of the schedule away from the sampled ones. Use the "

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import comfy.model_patcher
 import comfy.samplers
 import torch
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..hspace.curve import Curve
@@ -20,13 +21,15 @@ from .h_space import (
     HSpaceTap,
     Injection,
     check_bottleneck,
-    check_trace,
+    check_model,
+    check_steps,
     model_identity,
     with_first_patch,
 )
+from .motion import KEY as MOTION
 from .shared_encoder import SharedEncoder
 
-REPORT = "frozen_h_space_report"
+REPORT, LIGHT = "frozen_h_space_report", "frozen_inject_h_space"
 FEW = 8                     # injected steps below which little can come of it
 
 
@@ -60,13 +63,11 @@ def sample_with_injection(model, x: Tensor, sigmas: Tensor, extra_args: dict | N
     guider, extra_args = model.inner_model, dict(extra_args or {})
     check_bottleneck(guider.model_patcher)
     levels, times = schedule_of(guider, sigmas)
-    check_trace(request.trace, model_identity(guider.model_patcher), times, request.check)
+    check_model(request.trace, model_identity(guider.model_patcher), request.check)
+    check_steps(request.trace, times, request.check)
     denoise = InjectedDenoiser(model, extra_args, levels, times, request)
     report = extra_args["model_options"].get("transformer_options", {}).get(REPORT)
-    if 0 < denoise.injected < FEW:
-        logging.warning("Frozen Diffusion: only %d steps are injected; content hardly comes through. Take more steps "
-                        "or a "
-                        "lower t_edit.", denoise.injected)
+    warn_of_weak_settings(request.trace, denoise.injected, len(x), getattr(guider, "cfg", 1.0))
     steps = sample_injected(denoise, x, levels, times, request.settings, draws(extra_args.get("seed") or 0, x))
     for number, step in enumerate(steps):
         if callback is not None:
@@ -76,6 +77,19 @@ def sample_with_injection(model, x: Tensor, sigmas: Tensor, extra_args: dict | N
             report.rows.append({"t": times[number], "dose": step.dose, **denoise.measures()})
         x = step.x
     return x
+
+
+def warn_of_weak_settings(trace: HTrace, injected: int, batch: int, cfg: float) -> None:
+    """Log what runs, but hardly as somebody wanted it."""
+    if 0 < injected < FEW:
+        logging.warning("Frozen Diffusion: only %d steps are injected; content hardly comes through. Take more steps "
+                        "or a lower t_edit.", injected)
+    if injected and cfg > 1 and trace.about.get("from") == "inversion":
+        logging.warning("Frozen Diffusion: cfg is %g with an inverted picture; inversion is without guidance, so the "
+                        "picture itself does not come back. Use cfg 1 to keep it.", cfg)
+    if (most := max(part.batch for part in trace.parts)) > batch:
+        logging.warning("Frozen Diffusion: the trace holds %d pictures and %d are sampled; the others are left out.",
+                        most, batch)
 
 
 def schedule_of(guider, sigmas: Tensor) -> tuple[list[float], list[float]]:
@@ -109,7 +123,9 @@ class InjectedDenoiser:
         self.set(step)
         if self.shared is not None:
             self.shared.mode = self.shared.REPLAY if inject else self.shared.BOTH if first else self.shared.OFF
-            self.prepared = step if first else self.prepared
+            if first:
+                self.prepared = step
+                self.shared.kept.clear()
         acts = first if self.shared is not None else inject
         self.tap.injection = self.injection if acts or inject else None
         sigma, before = x.new_full((len(x),), self.sigmas[step]), self.injection.calls
@@ -138,20 +154,19 @@ def inject_h_space(model, trace: HTrace, gamma: Curve, t_edit: float = 400, appl
     """A clone of the MODEL that injects in every call down to `t_edit`, under any sampler: the light form.
 
     Both the predicted x_0 and the direction to x_t change, which nearly cancels: several times weaker than the sampler.
-    Raises ValueError, TraceError.
+    Raises ValueError, TraceError; once more when a run begins, for what other nodes have changed since.
     """
     check_bottleneck(model)
-    check_trace(trace, model_identity(model), (), check)
-    model = model.clone()
-    sampling = model.get_model_object("model_sampling")
-    patch = LightInjection(trace, gamma, t_edit, apply_to, norm_mode, check, gamma_skips, sampling)
-    model.model_options = with_first_patch(model.model_options, patch)
+    check_model(trace, model_identity(model), check)
+    model, light = model.clone(), LightInjection(trace, gamma, t_edit, apply_to, norm_mode, check, gamma_skips)
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, LIGHT, light.around_sampling)
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, LIGHT, light.around_model)
     return model
 
 
 @dataclass(frozen=True)
 class LightInjection:
-    """The patch of Inject h-Space. Without state: the call's noise level says where the sampling is."""
+    """The wrappers of one Inject h-Space node. No state: what was warned of in a run travels with the run."""
     trace: HTrace
     gamma: Curve
     t_edit: float
@@ -159,15 +174,27 @@ class LightInjection:
     norm_mode: str
     check: str
     gamma_skips: float
-    sampling: object
 
-    def __call__(self, h: Tensor, skip: Tensor, options: Mapping) -> tuple[Tensor, Tensor]:
-        time = float(self.sampling.timestep(options["sigmas"].flatten()[0]))
-        if time < self.t_edit:
-            return h, skip
-        injection = Injection(self.trace, self.apply_to, self.norm_mode, self.check, time, self.gamma.at(time),
-                              self.gamma_skips)
-        return HSpaceTap(injection=injection)(h, skip, options)
+    def around_sampling(self, executor, noise: Tensor, latent_image: Tensor, sampler, sigmas: Tensor, *args, **kwargs):
+        """OUTER_SAMPLE: check the trace against the MODEL and the steps as they are now."""
+        guider = executor.class_obj
+        check_model(self.trace, model_identity(guider.model_patcher), self.check)
+        sampling = guider.model_patcher.get_model_object("model_sampling")
+        check_steps(self.trace, [float(sampling.timestep(sigma)) for sigma in sigmas[:-1]], self.check)
+        guider.model_options["transformer_options"][LIGHT] = set()
+        return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+
+    def around_model(self, executor, x: Tensor, sigma: Tensor, c_concat=None, c_crossattn=None, control=None,
+                     transformer_options: dict | None = None, **kwargs):
+        """APPLY_MODEL: inject in this call, before all other patches."""
+        options = transformer_options or {}
+        time = float(executor.class_obj.model_sampling.timestep(sigma.flatten()[0]))
+        if time >= self.t_edit:
+            injection = Injection(self.trace, self.apply_to, self.norm_mode, self.check, time, self.gamma.at(time),
+                                  self.gamma_skips, warned=options.get(LIGHT, set()))
+            options = with_first_patch({"transformer_options": options}, HSpaceTap(injection=injection))
+            options = options["transformer_options"]
+        return executor(x, sigma, c_concat, c_crossattn, control, options, **kwargs)
 
 
 def calibration_sampler(edited, omega: float, start: float, end: float) -> comfy.samplers.KSAMPLER:
@@ -209,16 +236,21 @@ def check_same_weights(patcher, edited) -> None:
         raise ValueError("edited_model is another model than the one that is sampled, or has other LoRAs. Connect a "
                          "MODEL that comes from the same one by nodes that change its calls, e.g. FreeU or Inject "
                          "h-Space.")
-    if set(edited.injections) != set(patcher.injections):
-        raise ValueError("edited_model has layers that the sampled MODEL has not (a motion module on one side only). "
-                         "Apply the same to both.")
+    motion, own = (each.get_additional_models_with_key(MOTION) for each in (edited, patcher))
+    if set(edited.injections) != set(patcher.injections) or [m.model for m in motion] != [m.model for m in own]:
+        raise ValueError("edited_model has layers that the sampled MODEL has not (a motion module on one side only, or "
+                         "two different ones). Apply the same to both.")
 
 
 def options_of_edit(running: Mapping, edited) -> dict:
-    """Options for a call with the patches of `edited` in the run whose options are `running`."""
+    """Options for a call with the patches and wrappers of `edited` in the run whose options are `running`."""
     options = comfy.model_patcher.create_model_options_clone(edited.model_options)
-    own = options.setdefault("transformer_options", {})
-    for key, value in running.get("transformer_options", {}).items():
+    own, of_run = options.setdefault("transformer_options", {}), running.get("transformer_options", {})
+    own["wrappers"] = {kind: {**of_run.get("wrappers", {}).get(kind, {}), **by_key}
+                       for kind, by_key in edited.wrappers.items()}
+    for key, value in of_run.items():
         own.setdefault(key, value)          # what the run added: sample_sigmas, runs of other wrappers
+    if "context_handler" in running:        # as a motion module has prepared it
+        options["context_handler"] = running["context_handler"]
     return options
 

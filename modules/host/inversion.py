@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..hspace.steps import euler
-from ..hspace.trace import HTrace, places, psnr
+from ..hspace.trace import HTrace, TraceError, places, psnr
 from .h_space import Capture, HSpaceTap, check_bottleneck, model_identity, with_first_patch
 from .h_space_sampling import REPORT, InjectionReport
 
@@ -66,12 +66,17 @@ class Recorder:
             result = call()
         finally:
             capture, self.tap.capture = self.tap.capture, None
+        if len(self.times) > 1 and time == self.times[0]:       # sampled once more, as FreeInit does: the last counts
+            self.steps, self.times = [], []
         if time not in self.times:          # of several calls a step the first counts
             self.steps.append({place: value.half() for place, value in capture.take().items()})
             self.times.append(time)
         return result
 
     def trace(self, about: dict[str, str]) -> HTrace:
+        """What was recorded. Raises TraceError if no step was."""
+        if not self.steps:
+            raise TraceError("No step was sampled, so there is nothing to record. Connect sigmas of at least one step.")
         features = {place: torch.stack([step[place] for step in self.steps]) for place in self.places}
         return HTrace(features, tuple(self.times), about)
 
@@ -119,22 +124,28 @@ def invert(model, positive, latent: Tensor, steps: int, deep_skips: int = 0, ref
 
     Raises ValueError for a model without bottleneck, for too few steps, and for latents that are zero or not finite.
     """
-    check_bottleneck(model)
+    check_invertible(model, latent)
     latent = comfy.sample.fix_empty_latent_channels(model, latent)
-    if not latent.isfinite().all() or not latent.any():
-        raise ValueError("The latent to invert is empty or not finite. Connect a picture through VAE Encode.")
     times, sigmas = inversion_grid(model.get_model_object("model_sampling"), steps)
     recorder = Recorder(len(latent), tuple(latent.shape[-2:]), deep_skips)
     zeros = torch.zeros_like(latent)
+    device = comfy.model_management.intermediate_device()
     noise = guider_of(model, positive).sample(zeros, latent, DDIMInversion(recorder, times, refinements), sigmas,
-                                              callback=callback, disable_pbar=True, seed=0)
+                                              callback=callback, disable_pbar=True, seed=0).to(device)
     down = torch.cat([sigmas.flip(0), torch.zeros(1)])
     again = None
     if way_back:
         again = guider_of(model, positive).sample(zeros, noise, comfy.samplers.sampler_object("euler"), down,
-                                                  disable_pbar=True, seed=0)
+                                                  disable_pbar=True, seed=0).to(device)
     about = {"model": model_identity(model), "from": "inversion", "steps": str(steps)}
     return Inversion(noise, recorder.trace(about), down, again)
+
+
+def check_invertible(model, latent: Tensor) -> None:
+    """Raises ValueError for a model without bottleneck, and for latents that are zero or not finite."""
+    check_bottleneck(model)
+    if not latent.isfinite().all() or not latent.any():
+        raise ValueError("The latent to invert is empty or not finite. Connect a picture through VAE Encode.")
 
 
 def guider_of(model, positive) -> comfy.samplers.CFGGuider:

@@ -19,6 +19,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..hspace.trace import TraceError
+from .h_space import HSpaceTap
 
 KEY = "frozen_shared_encoder"
 Patch = Callable[[Tensor, Tensor, dict], tuple[Tensor, Tensor]]         # of the host's decoder blocks
@@ -111,6 +112,8 @@ class SharedEncoder:
                 if patch is self.inject:
                     changed = patch(h[rows:], skip[rows:], transformer_options)
                     h, skip = (torch.cat([both[:rows], new]) for both, new in zip((h, skip), changed, strict=True))
+                elif isinstance(patch, HSpaceTap) and patch.injection is None:      # what records sees plain rows
+                    patch(h[:rows], skip[:rows], transformer_options)
                 else:
                     h, skip = patch(h, skip, options)
             shape = self.skips[-1].shape if self.skips else None

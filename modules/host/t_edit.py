@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..hspace.timesteps import lpips_reached, mean_over_pictures, shares_reached, ssim_distance
-from .inversion import DDIMInversion, Recorder, guider_of, inversion_grid
+from ..hspace.timesteps import lpips_reached, shares_reached, ssim_distance
+from .inversion import DDIMInversion, Recorder, check_invertible, guider_of, inversion_grid
 
 SSIM, LPIPS = "ssim", "lpips"
 DISTANCES = (SSIM, LPIPS)
@@ -34,22 +34,25 @@ class TimestepCalibration:
 
 
 def calibrate(model, positive, vae, latent: Tensor, steps: int, distance: str = SSIM) -> TimestepCalibration:
-    """Invert the pictures and find t_edit and t_boost. Raises ValueError if LPIPS is asked for and not installed."""
+    """Invert the pictures and find t_edit and t_boost.
+
+    Raises ValueError for what cannot be inverted, and if LPIPS is asked for and not installed.
+    """
+    check_invertible(model, latent)
     measure, judge = (lpips_distance(), lpips_reached) if distance == LPIPS else (ssim_distance, shares_reached)
     times, sigmas = inversion_grid(model.get_model_object("model_sampling"), steps)
     pixels = decoder(model, vae)
-    clean = vae_pixels(vae, latent)
-    predicted, noisy = [], []
+    distances = torch.zeros(2, len(times))                      # of the predicted and the noisy picture
 
     def look(step: int, denoised: Tensor, x: Tensor, _) -> None:
         signal = (1 + float(sigmas[step]) ** 2) ** -0.5
-        predicted.append(measure(pixels(denoised), clean))
-        noisy.append(measure(pixels(signal * x), clean))
+        distances[:, step] += torch.cat([measure(pixels(denoised), clean), measure(pixels(signal * x), clean)])
 
-    recorder = Recorder(len(latent), tuple(latent.shape[-2:]), 0)
-    guider_of(model, positive).sample(torch.zeros_like(latent), latent, DDIMInversion(recorder, times, 0), sigmas,
-                                      callback=look, disable_pbar=True, seed=0)
-    curves = mean_over_pictures(predicted), mean_over_pictures(noisy)
+    for picture in latent.split(1):                             # one at a time: the papers take 100
+        clean, recorder = vae_pixels(vae, picture), Recorder(1, tuple(latent.shape[-2:]), 0)
+        guider_of(model, positive).sample(torch.zeros_like(picture), picture, DDIMInversion(recorder, times, 0),
+                                          sigmas, callback=look, disable_pbar=True, seed=0)
+    curves = distances / len(latent)
     return TimestepCalibration(tuple(map(float, times)), *curves, *judge(times, *curves))
 
 

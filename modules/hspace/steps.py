@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -83,6 +83,8 @@ class Step:
 
 def injected_steps(times: Sequence[float], settings: InjectionSettings) -> list[bool]:
     """Which steps are injected: at or above t_edit, nearest to a point of the replacement grid, gamma above 0."""
+    if not times:
+        return []
     count = settings.replace_steps
     grid = [int(point / max(1, count - 1) * (T - 1)) for point in range(count)]
     on_grid = {min(range(len(times)), key=lambda step, point=point: abs(times[step] - point)) for point in grid}
@@ -149,11 +151,6 @@ def injected_step(denoise: Denoise, x: Tensor, plain: Tensor, step: int, sigma: 
 def euler(x: Tensor, denoised: Tensor, sigma: float, after: float) -> Tensor:
     """D + sigma' (X - D) / sigma, in the form that the host's Euler sampler rounds like."""
     return x + (x - denoised) / sigma * (after - sigma)
-
-
-def without_injection(settings: InjectionSettings) -> InjectionSettings:
-    """The same sampling with nothing injected, to compare with."""
-    return replace(settings, t_edit=math.inf)
 
 
 def draws(seed: int, like: Tensor) -> Callable[[int], Tensor]:

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -45,8 +44,3 @@ def shares_reached(times: Sequence[float], predicted: Tensor, noisy: Tensor) -> 
 def lpips_reached(times: Sequence[float], predicted: Tensor, noisy: Tensor) -> tuple[float, float]:
     """The same by Asyrp's thresholds, for distances that are LPIPS."""
     return (first_reached(times, predicted.tolist(), LPIPS_EDIT), first_reached(times, noisy.tolist(), LPIPS_BOOST))
-
-
-def mean_over_pictures(rows: Sequence[Tensor]) -> Tensor:
-    """[S] from S tensors of [B]."""
-    return torch.stack([row.mean() for row in rows])

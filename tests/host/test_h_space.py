@@ -1,16 +1,15 @@
 """h-space in the host: what the tap sees and changes, both ways of injecting, the wrong inputs."""
 from __future__ import annotations
 
-import comfy.samplers
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras import nodes_custom_sampler as custom
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_freelunch import FreeU
+from h_space_examples import PLAIN, SIZE, comfy_sampler, guider, injected, levels, record, run
 
 from frozen_diffusion.modules.host.h_space import Capture, HSpaceTap, model_identity, with_first_patch
-from frozen_diffusion.modules.host.h_space_sampling import InjectionRequest, injection_sampler
 from frozen_diffusion.modules.host.inversion import invert
 from frozen_diffusion.modules.hspace.curve import parse_curve
 from frozen_diffusion.modules.hspace.steps import InjectionSettings
@@ -20,51 +19,10 @@ from testhost.models import conditioning
 
 pytestmark = pytest.mark.usefixtures("unloaded")
 
-SIZE = 16
-PLAIN = InjectionSettings(t_boost=-1, omega=0.0)
-
-
 @pytest.fixture(scope="module")
 def other(comfy, base):
     """The trace of another picture's making, with three deep skips."""
     return record(comfy, base, start="other", deep_skips=3)[1]
-
-
-def guider(model, cfg=1.0):
-    made = comfy.samplers.CFGGuider(model)
-    made.set_conds(conditioning(1), conditioning(2))
-    made.set_cfg(cfg)
-    return made
-
-
-def levels(model, steps=5):
-    return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
-
-
-def run(model, sampler, cfg=1.0, steps=5, batch=1, start="noise", seed=5):
-    sigmas = levels(model, steps)
-    noise = torch.randn(batch, 4, SIZE, SIZE, generator=stream("h-space noise", start))
-    return guider(model, cfg).sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=seed)
-
-
-def record(comfy_host, model, cfg=1.0, steps=5, batch=1, start="noise", deep_skips=0):
-    """(samples, trace) of an Euler run through the node."""
-    noise = torch.randn(batch, 4, SIZE, SIZE, generator=stream("h-space noise", start))
-
-    class Noise:
-        seed = 5
-
-        def generate_noise(self, latent):
-            return noise
-
-    output, trace, _ = comfy_host.run(
-        "FrozenRecordHSpace", noise=Noise(), guider=guider(model, cfg), sampler=comfy.samplers.sampler_object("euler"),
-        sigmas=levels(model, steps), latent_image={"samples": torch.zeros_like(noise)}, deep_skips=deep_skips)
-    return output["samples"], trace
-
-
-def injected(trace, settings=PLAIN, **request):
-    return injection_sampler(InjectionRequest(trace, settings, **request))
 
 
 def with_hook(model, seen):
@@ -104,10 +62,6 @@ def test_the_tap_sees_the_middle_blocks_output(comfy, base, freeu):
     run(model, comfy_sampler("euler"), steps=1)
     assert calls.count(("output", 0)) == len(seen) == 1
     assert torch.equal(capture.take()["h"], seen[0])
-
-
-def comfy_sampler(name):
-    return comfy.samplers.sampler_object(name)
 
 
 @pytest.mark.parametrize("cfg", [1.0, 3.0])

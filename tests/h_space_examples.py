@@ -1,0 +1,54 @@
+"""Runs on a tiny random model that read or replace h-space. Needs a booted host."""
+from __future__ import annotations
+
+import comfy.samplers
+import torch
+
+from frozen_diffusion.modules.host.h_space_sampling import InjectionRequest, injection_sampler
+from frozen_diffusion.modules.hspace.steps import InjectionSettings
+from frozen_diffusion.modules.training.order import stream
+from testhost.models import conditioning
+
+SIZE = 16
+PLAIN = InjectionSettings(t_boost=-1, omega=0.0)
+
+
+def guider(model, cfg=1.0):
+    made = comfy.samplers.CFGGuider(model)
+    made.set_conds(conditioning(1), conditioning(2))
+    made.set_cfg(cfg)
+    return made
+
+
+def levels(model, steps=5):
+    return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
+
+
+def run(model, sampler, cfg=1.0, steps=5, batch=1, start="noise", seed=5):
+    sigmas = levels(model, steps)
+    noise = torch.randn(batch, 4, SIZE, SIZE, generator=stream("h-space noise", start))
+    return guider(model, cfg).sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=seed)
+
+
+def record(comfy_host, model, cfg=1.0, steps=5, batch=1, start="noise", deep_skips=0, sampler=None):
+    """(samples, trace) of an Euler run through the node."""
+    noise = torch.randn(batch, 4, SIZE, SIZE, generator=stream("h-space noise", start))
+
+    class Noise:
+        seed = 5
+
+        def generate_noise(self, latent):
+            return noise
+
+    output, trace, _ = comfy_host.run(
+        "FrozenRecordHSpace", noise=Noise(), guider=guider(model, cfg), sampler=sampler or comfy_sampler("euler"),
+        sigmas=levels(model, steps), latent_image={"samples": torch.zeros_like(noise)}, deep_skips=deep_skips)
+    return output["samples"], trace
+
+
+def injected(trace, settings=PLAIN, **request):
+    return injection_sampler(InjectionRequest(trace, settings, **request))
+
+
+def comfy_sampler(name):
+    return comfy.samplers.sampler_object(name)

@@ -1,0 +1,215 @@
+"""h-space in the host: inputs that cannot work, or not as they are meant, row by row."""
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from comfy.patcher_extension import WrappersMP
+from comfy_extras import nodes_custom_sampler as custom
+from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+from h_space_examples import PLAIN, SIZE, comfy_sampler, guider, injected, levels, record, run
+from motion_examples import TINY, random_motion
+
+from frozen_diffusion.modules.host.h_space import Injection, model_identity
+from frozen_diffusion.modules.host.inversion import invert
+from frozen_diffusion.modules.host.motion import apply_motion, hold_motion
+from frozen_diffusion.modules.hspace.steps import InjectionSettings
+from frozen_diffusion.modules.hspace.trace import HTrace, TraceError, beside
+from frozen_diffusion.modules.motion.module import MotionConfig
+from frozen_diffusion.modules.training.order import stream
+from testhost.models import conditioning
+
+pytestmark = pytest.mark.usefixtures("unloaded")
+LIGHT = {"gamma": "0.3", "t_edit": 400.0, "apply_to": "both", "norm_mode": "masked", "check": "model",
+         "gamma_skips": 0.0}
+SAMPLER = {"gamma": "0.3", "t_edit": 400.0, "t_boost": 0.0, "omega": 0.0, "mode": "asymmetric", "apply_to": "both",
+           "norm_mode": "masked", "check": "model", "gamma_skips": 0.0, "dt_lambda": 1.0, "replace_steps": 50,
+           "auto_gamma": False, "shared_encoder": False}
+
+
+@pytest.fixture(scope="module")
+def other(comfy, base):
+    return record(comfy, base, start="other", deep_skips=3)[1]
+
+
+def calls_of(model, seen):
+    """The MODEL, noting every call of its U-Net."""
+    model = model.clone()
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "count",
+                               lambda executor, *args, **kwargs: seen.append(1) or executor(*args, **kwargs))
+    return model
+
+
+def test_idle_injection_makes_no_second_call(comfy, base, other):
+    seen = []
+    run(calls_of(base, seen), injected(other, InjectionSettings(t_edit=1001, t_boost=-1)))
+    assert len(seen) == 5
+    run(calls_of(base, seen), injected(other))
+    assert len(seen) > 10
+
+
+def test_no_steps_no_trace(comfy, base, other):
+    nothing, noise = torch.tensor([]), torch.ones(1, 4, SIZE, SIZE)
+    with pytest.raises(TraceError, match="No step was sampled"):
+        comfy.run("FrozenRecordHSpace", noise=custom.Noise_RandomNoise(1), guider=guider(base), sigmas=nothing,
+                  sampler=comfy_sampler("euler"), latent_image={"samples": noise}, deep_skips=0)
+    one = guider(base).sample(noise, torch.zeros_like(noise), injected(other), levels(base)[:1], disable_pbar=True)
+    assert one.isfinite().all()
+
+
+def test_opposite_features_are_left_with_one_warning(caplog):
+    h = torch.randn(1, 8, 2, 2, generator=stream("opposite"))
+    injection = Injection(HTrace({"h": -h[None]}, (900.0,), {}), time=900, gamma=0.5)
+    for _ in range(2):
+        assert torch.equal(injection.blend("h", h, {}), h)
+    assert caplog.text.count("exactly away") == 1
+
+
+@pytest.mark.parametrize("node", ["FrozenHSpaceInjectionSampler", "FrozenInjectHSpace"])
+def test_gamma_is_checked_before_anything_runs(comfy, node):
+    check = comfy.node(node).validate_inputs
+    assert "gamma is" in check(gamma="1.5") and "gamma is" in check(gamma="nan")
+    assert check(gamma="999: 0.1, 400: 0.5") is True and check(gamma=None) is True
+
+
+def test_a_preset_keeps_what_it_does_not_set(comfy, other):
+    kept = {**SAMPLER, "mode": "symmetric", "replace_steps": 7, "gamma": "0.9"}
+    sampler = comfy.run("FrozenHSpaceInjectionSampler", trace=other, preset="painting", **kept)[0]
+    settings = sampler.extra_options["request"].settings
+    assert (settings.mode, settings.replace_steps, settings.omega, settings.t_boost) == ("symmetric", 7, 0.0, 0)
+    assert settings.gamma.at(500) == 0.4
+
+
+def test_strict_refuses_other_steps_in_the_light_form_too(comfy, base, other):
+    model = comfy.run("FrozenInjectHSpace", model=base, trace=other, **{**LIGHT, "check": "strict"})[0]
+    run(model, comfy_sampler("euler"))
+    with pytest.raises(TraceError, match="steps are up to"):
+        run(model, comfy_sampler("euler"), steps=7)
+
+
+def test_the_light_form_warns_once_a_run(comfy, base, other, caplog):
+    small = HTrace({"h": other.features["h"][..., :1, :]}, other.times, other.about)
+    model = comfy.run("FrozenInjectHSpace", model=base, trace=small, **LIGHT)[0]
+    for runs in (1, 2):
+        run(model, comfy_sampler("euler"), 3.0)
+        assert caplog.text.count("are resized") == runs
+
+
+def test_the_light_form_sees_what_later_nodes_changed(comfy, base, other):
+    """Its timesteps are those of the run, and a LoRA added after it makes another model."""
+    model = comfy.run("FrozenInjectHSpace", model=base, trace=other, **{**LIGHT, "t_edit": 990.0})[0]
+    plain = run(base, comfy_sampler("euler"))
+    assert not torch.equal(run(model, comfy_sampler("euler")), plain)
+    changed = ModelSamplingDiscrete().patch(model, "eps", zsnr=True)[0]        # t 999 lies far above these levels
+    same = ModelSamplingDiscrete().patch(base, "eps", zsnr=True)[0]
+    sigmas = levels(base)
+    noise = torch.randn(1, 4, SIZE, SIZE, generator=stream("h-space noise", "later"))
+    one, two = (guider(each).sample(noise, torch.zeros_like(noise), comfy_sampler("euler"), sigmas, disable_pbar=True)
+                for each in (changed, same))
+    assert torch.equal(one, two)
+    name = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_out.0.weight"
+    lora = model.clone()
+    for key, weight in base.model.state_dict().items():
+        if key.endswith("attn1.to_out.0.weight"):
+            lora.add_patches({key: (torch.ones_like(weight),)}, 0.1)
+    assert name in base.model.state_dict() and model_identity(lora) != model_identity(base)
+    with pytest.raises(TraceError, match="another model"):
+        run(lora, comfy_sampler("euler"))
+
+
+def test_clones_share_the_trace(comfy, base, other):
+    model = comfy.run("FrozenInjectHSpace", model=base, trace=other, **LIGHT)[0]
+    wrappers = [each.clone().get_wrappers(WrappersMP.APPLY_MODEL, "frozen_inject_h_space") for each in (model, model)]
+    assert wrappers[0][0].__self__.trace is wrappers[1][0].__self__.trace is other
+
+
+def test_what_runs_but_not_as_meant_is_told(comfy, base, other, caplog):
+    caplog.set_level(logging.WARNING)
+    picture = 5 * torch.randn(1, 4, SIZE, SIZE, generator=stream("edges", "picture"))
+    inverted = invert(base, conditioning(1), picture, 5, way_back=False).trace
+    run(base, injected(inverted), cfg=3.0)
+    assert "Use cfg 1 to keep it" in caplog.text and "only 3 steps are injected" in caplog.text
+    two = record(comfy, base, batch=2, start="contents")[1]
+    run(base, injected(two))
+    assert "holds 2 pictures and 1 are sampled" in caplog.text
+
+
+def test_recording_beside_a_shared_encoder(comfy, base, other):
+    """What is recorded is the plain prediction, whichever way the injected one is made."""
+    two, one = (record(comfy, base, deep_skips=3, sampler=injected(other, shared_encoder=shared))[1]
+                for shared in (False, True))
+    for place, features in two.features.items():
+        torch.testing.assert_close(one.features[place].float(), features.float(), rtol=2e-2, atol=2e-2)
+
+
+def test_freeinit_is_recorded_as_its_last_pass(comfy, base):
+    freeinit = comfy.run("FrozenFreeInit", sampler=comfy_sampler("euler"), iterations=2, filter="gaussian",
+                         spatial_cutoff=0.25, temporal_cutoff=0.25, frames_per_clip=0)[0]
+    samples, trace = record(comfy, base, batch=4, sampler=freeinit)
+    assert len(trace.times) == 5
+    first = record(comfy, base, batch=4)[1]
+    assert not torch.allclose(trace.features["h"].float(), first.features["h"].float(), atol=1e-2)
+    assert samples.isfinite().all()
+
+
+def test_each_trace_beside_another_acts_where_it_was_recorded(comfy, base, other):
+    alone = HTrace({"h": other.features["h"]}, other.times, other.about)
+    skips = HTrace({**other.features}, other.times, other.about)
+    mixed = HTrace({"h": other.features["h"], "skip0": other.features["skip0"]}, other.times, other.about)
+    both = run(base, injected(beside(mixed, skips), gamma_skips=0.3))
+    assert not torch.equal(both, run(base, injected(beside(mixed, mixed), gamma_skips=0.3)))
+    with pytest.raises(TraceError, match="deep_skips"):
+        run(base, injected(alone, gamma_skips=0.3))
+
+
+def test_calibration_takes_the_wrappers_of_the_edit(comfy, base):
+    edited = base.clone()
+    edited.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "louder",
+                                lambda executor, *args, **kwargs: 1.2 * executor(*args, **kwargs))
+    sampler = comfy.run("FrozenLatentCalibration", edited_model=edited, omega=0.3, start=1000.0, end=0.0)[0]
+    assert not torch.allclose(run(base, sampler), run(base, comfy_sampler("euler")), atol=1e-3)
+
+
+def test_calibration_wants_the_same_motion_module_on_both_sides(comfy, base):
+    config = MotionConfig("sd15", TINY.channels, max_frames=16)
+    one, two = (apply_motion(base, hold_motion(config, random_motion(config, seed).state_dict(), "random"))
+                for seed in (1, 2))
+    sampler = comfy.run("FrozenLatentCalibration", edited_model=two, omega=0.3, start=1000.0, end=0.0)[0]
+    with pytest.raises(ValueError, match="two different ones"):
+        run(one, sampler, batch=2)
+    run(two, sampler, batch=2)
+
+
+def test_what_has_no_bottleneck_is_not_calibrated(comfy, base):
+    model = base.clone()
+    model.model = type("Model", (), {"diffusion_model": torch.nn.Linear(1, 1)})()
+    with pytest.raises(ValueError, match="Linear, which has no bottleneck"):
+        comfy.run("FrozenCalibrateTimesteps", model=model, positive=conditioning(1), vae=None, steps=4,
+                  latent={"samples": torch.ones(1, 4, SIZE, SIZE)}, distance="ssim")
+
+
+def test_inversion_ends_where_something_of_the_picture_is_left(base):
+    """Zero terminal SNR: the last level holds nothing of it."""
+    zero = ModelSamplingDiscrete().patch(base, "v_prediction", zsnr=True)[0]
+    found = invert(zero, conditioning(1), 5 * torch.ones(1, 4, SIZE, SIZE).cumsum(3), 5)
+    top = float(zero.get_model_object("model_sampling").sigma_max)
+    assert float(found.sigmas[0]) ** -2 >= 1e-5 > top ** -2 and found.noise.isfinite().all()
+
+
+def test_the_rows_of_the_prompt_are_kept_at_any_cfg(comfy, base):
+    guided, plain = (record(comfy, base, cfg)[1].features["h"][0].float() for cfg in (3.0, 1.0))
+    torch.testing.assert_close(guided, plain, rtol=1e-2, atol=1e-2)
+
+
+def test_a_noise_mask_and_an_injection_do_not_mix(comfy, base, other):
+    """Outside of the mask the given latent comes out, inside the injection acts."""
+    mask = torch.zeros(1, 1, SIZE, SIZE)
+    mask[..., : SIZE // 2] = 1
+    given = torch.randn(1, 4, SIZE, SIZE, generator=stream("given"))
+    noise = torch.randn(1, 4, SIZE, SIZE, generator=stream("h-space noise", "noise"))
+    plain, with_content = (guider(base).sample(noise, given, sampler, levels(base), denoise_mask=mask,
+                                               disable_pbar=True, seed=5)
+                           for sampler in (comfy_sampler("euler"), injected(other, PLAIN)))
+    torch.testing.assert_close(with_content[..., SIZE // 2:], given[..., SIZE // 2:], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(with_content[..., : SIZE // 2], plain[..., : SIZE // 2], atol=1e-3)
