@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
 import torch
@@ -35,8 +36,8 @@ class ClipNoise:
 class FreeInit(comfy.samplers.Sampler):
     """Samples several times; each time the first noise keeps the low frequencies of the last result.
 
-    x_T = low(x0 / sigma + eps) + high(fresh noise), with the first eps throughout. Source: Wu et al., "FreeInit", ECCV
-    2024, section 4; written from its formula.
+    x_T = low(x0 / sigma + eps) + high(fresh noise), with the first eps throughout; flow models scale x0 by 1 - sigma.
+    Source: Wu et al., "FreeInit", ECCV 2024, section 4; written from its formula.
     """
 
     def __init__(self, inner: comfy.samplers.Sampler, iterations: int, kind: str, spatial: float, temporal: float,
@@ -50,13 +51,16 @@ class FreeInit(comfy.samplers.Sampler):
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None,
                disable_pbar=False):
         """See the host's samplers; the result is the last iteration's."""
+        sigma = float(sigmas[0])
+        flow = isinstance(model_wrap.inner_model.model_sampling, comfy.model_sampling.CONST)
+        weight = (1 - sigma if flow else 1) / sigma             # of x0 beside unit noise
         first, seed, mean = noise.clone(), extra_args.get("seed") or 0, 0 if latent_image is None else latent_image
         for iteration in range(self.iterations):
             samples = self.inner.sample(model_wrap, sigmas, dict(extra_args), callback, noise.clone(), latent_image,
                                         denoise_mask, disable_pbar)
             if iteration + 1 < self.iterations:
                 fresh = torch.randn(first.shape, generator=stream("freeinit", seed, iteration)).to(first)
-                noise = self.mix((samples - mean) / float(sigmas[0]) + first, fresh)
+                noise = self.mix((samples - mean) * weight + first, fresh)
         return samples
 
     def mix(self, noisy: Tensor, fresh: Tensor) -> Tensor:

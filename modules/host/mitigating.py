@@ -9,7 +9,15 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..motion.mitigating_gradient import REFERENCE, energy, is_limited, keep_locked, mitigate, step_size
+from ..motion.mitigating_gradient import (
+    REFERENCE,
+    energy,
+    is_limited,
+    keep_locked,
+    limited_alpha,
+    mitigate,
+    step_size,
+)
 from .batch_of_clips import clips_of, rows_of
 from .control import parse_frames
 from .motion import check_percents
@@ -38,7 +46,7 @@ def mitigate_gradient(model, alpha: float, mode: str = FAST, order: int = 1, sta
     model = model.clone()
     if alpha == 0:
         return model
-    if mode == FAST and is_limited(alpha, order):
+    if is_limited(alpha, order):
         logging.warning("Frozen Diffusion: alpha %g is more than can be done in a stable way at high noise levels; it "
                         "is limited there.", alpha)
     mitigation = Mitigation(alpha, order, (start_percent, end_percent), frames_per_clip, locked_frames)
@@ -72,8 +80,11 @@ class Mitigation:
         """PREDICT_NOISE: `exact` mode, x0' = x0 - alpha sigma^2 J^T grad E through the guided U-Net. x [(b f), ...]"""
         guider = executor.class_obj
         sigma = self.active_sigma(timestep, guider.inner_model.model_sampling)
-        if sigma is None:
+        if sigma is None or (self.frames_per_clip or len(x)) <= self.order:     # too short to change along time
             return executor(x, timestep, model_options, seed)
+        if isinstance(guider.inner_model.model_sampling, comfy.model_sampling.CONST):
+            raise ValueError("Mode exact is for U-Nets that predict noise or v (SD1.5, SD2, SDXL); this MODEL is a "
+                             "flow model. Use mode fast.")
         check_gradients(guider.model_patcher)
         options = {**model_options, "transformer_options": {**model_options["transformer_options"],
                                                             "optimized_attention_override": attend}}
@@ -91,7 +102,8 @@ class Mitigation:
             raise ValueError("No gradient came back from the U-Net: another node replaces a part of it by something "
                              "without a derivative. Use mode fast, or take that node away.")
         clips = self.clips(denoised)
-        moved = clips - self.alpha * sigma ** 2 * self.clips(slope.to(denoised))
+        alpha = limited_alpha(self.alpha, sigma, self.order)
+        moved = clips - alpha * sigma ** 2 * self.clips(slope.to(denoised))
         return rows_of(keep_locked(clips, moved, self.locked(clips)), denoised)
 
     def active_sigma(self, sigmas: Tensor, sampling) -> float | None:

@@ -217,11 +217,10 @@ class MotionSampling:
         with pooled_groupnorm(executor.class_obj, run.frames) if pooled else nullcontext():
             return executor(x, timesteps, context, y, control, options, *args, **kwargs)
 
-
     def maps(self, transformer_options: Mapping) -> bool:
         """Whether the mapping network acts at this step."""
         if self.mapping == FIRST_STEP:
-            return bool(transformer_options["sigmas"][0] >= transformer_options["sample_sigmas"][0])
+            return bool(transformer_options["sigmas"][0] >= transformer_options["sample_sigmas"].max())
         return self.mapping == EVERY_STEP
 
 
@@ -235,8 +234,8 @@ def moments(frames: int, fps: float, transformer_options: Mapping) -> Tensor:
 def run_of_call(run: MotionRun, rows: int, transformer_options: Mapping) -> MotionRun:
     """`run` for one call of the U-Net with `rows` rows, which may hold several chunks of cond and uncond."""
     chunks = len(transformer_options.get("cond_or_uncond", (0,)))
-    frames = run.frames or rows // chunks
-    if rows % (chunks * frames):
+    frames = run.frames or rows // max(1, chunks)
+    if not chunks or rows % (chunks * frames):
         raise ValueError(f"The U-Net was called with {rows} rows in {chunks} chunks, which are no whole "
                          f"clips of {frames} frames. Another node changes the batch in a way that clips do "
                          "not survive; take it away.")
@@ -263,6 +262,10 @@ def window_length(model_options: Mapping, batch: int) -> int:
 
 
 def has_many_hints(cond: Mapping) -> bool:
-    """Whether a conditioning carries a ControlNet with one image per frame."""
-    hint = getattr(cond.get("control"), "cond_hint_original", None)
-    return hint is not None and hint.shape[0] > 1
+    """Whether a conditioning carries a ControlNet, in a chain of them perhaps, with one image per frame."""
+    control = cond.get("control")
+    while control is not None:
+        if (hint := control.cond_hint_original) is not None and hint.shape[0] > 1:
+            return True
+        control = control.previous_controlnet
+    return False

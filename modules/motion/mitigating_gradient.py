@@ -56,6 +56,12 @@ def step_size(alpha: float, sigma: float, order: int = 1) -> float:
     return min(max(alpha / REFERENCE * sigma ** 2 / (1 + sigma ** 2), least), most)
 
 
+def limited_alpha(alpha: float, sigma: float, order: int = 1) -> float:
+    """The alpha of which `step_size` makes the same k without its limits; for `exact`, whose gradients have the same
+    limits at most: J of a unit Gaussian is 1 / (1 + sigma^2). 0 at sigma 0."""
+    return step_size(alpha, sigma, order) * REFERENCE * (1 + sigma ** 2) / sigma ** 2 if sigma else 0.0
+
+
 def mitigate(x0: Tensor, k: float, order: int = 1, locked: Tensor | None = None) -> Tensor:
     """x0' = x0 - k D^T D x0, in fp32. x0 [B, F, C, H, W]; returns the same shape and type.
 
