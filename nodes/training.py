@@ -147,7 +147,7 @@ class FrozenTrainMotionModule(io.ComfyNode):
                                tooltip="Weight of HARIVO's TRS loss (neighbouring frames attend alike), e.g. 0.05. "
                                        "0: off. Too high freezes the clip."),
                 io.Int.Input("trs_from", default=recipe.trs_from, min=0, max=1000000, optional=True,
-                             tooltip="Batches before the TRS loss begins."),
+                             tooltip="Steps before the TRS loss begins."),
                 io.Float.Input("dc", default=recipe.dc, min=0.0, max=10.0, step=0.001, round=0.0001, optional=True,
                                tooltip="Weight of HARIVO's DC loss (frames of a clip mean the same), e.g. 0.01. "
                                        "0: off. It begins when 64 clips have been seen."),

@@ -76,6 +76,10 @@ class MotionTraining:
                  warm: LoadedMotion | None = None, checkpoint: Path | None = None, resume: bool = True,
                  cache: Path | None = None):
         check_trainable(model)
+        if recipe.lora_rank and warm is None:
+            raise ValueError(f"lora_rank is {recipe.lora_rank}, but there is no motion module to start from. A "
+                             "low-rank change of fresh layers stays zero; connect a motion module, or set lora_rank to "
+                             "0.")
         self.model, self.vae, self.recipe = model, vae, recipe
         self.checkpoint, self.resume = checkpoint, resume
         self.config = module_config(model, source, recipe, warm)
@@ -126,7 +130,8 @@ class MotionTraining:
             with torch.inference_mode(False):
                 memory = LossMemory(self.bottleneck).to(self.predict.device)
             loss = TotalLoss(loss, self.predict.features, trainable(self.module).values(), memory, recipe.trs,
-                             recipe.trs_from, recipe.dc, self.trained["head"] if recipe.dc else None)
+                             recipe.trs_from * recipe.accumulate, recipe.dc,
+                             self.trained["head"] if recipe.dc else None)
         steps = train(self.trained, loss, self.batch, recipe.settings(), store, self.average, self.rate, memory)
         with contextlib.closing(steps):
             for record in steps:
@@ -191,6 +196,11 @@ def module_config(model, source: ClipSource, recipe: MotionRecipe, warm: LoadedM
     clip = source.settings
     if warm:
         check_family(model, warm)
+        for name in ("mapping_width", "frame_tokens"):
+            wanted, there = getattr(recipe, name), getattr(warm.config, name)
+            if wanted and there and wanted != there:
+                raise ValueError(f"{name} is {wanted}, but {warm.source}, which the training starts from, has {there}. "
+                                 f"Set {name} to {there}, or to 0 to keep what it has.")
         schedule = warm.config.beta_schedule if recipe.beta_schedule == AUTO else recipe.beta_schedule
         return replace(warm.config, fps=clip.fps, beta_schedule="linear" if schedule == "lcm" else schedule,
                        temporal_convolution=recipe.temporal_convolution or warm.config.temporal_convolution,

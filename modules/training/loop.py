@@ -29,6 +29,8 @@ from .checkpoint import CheckpointError, CheckpointStore
 from .optimizer import Kind, Optimizer
 from .order import seed_for, stream
 
+MAY_DIFFER = {"steps", "checkpoint_every", "lr", "precision", "grad_clip"}     # from the run that is resumed
+
 Loss = Callable[[Any, torch.Generator], "Tensor | tuple[Tensor, Mapping[str, float]]"]
 
 
@@ -195,7 +197,7 @@ class _Run:
         return {"step": self.step, "settings": asdict(self.settings), "average": average}
 
     def resume(self) -> None:
-        """Go on from the store's checkpoint, if any. Only `steps` and `checkpoint_every` may differ."""
+        """Go on from the store's checkpoint, if any. Only the settings in MAY_DIFFER may differ."""
         if self.store is None or not self.store.exists():
             return
         with _training_mode():
@@ -215,11 +217,12 @@ class _Run:
     def _check_same(self, tensors: Mapping[str, Tensor], facts: dict) -> None:
         then = {"optimizer": "adamw", **facts["settings"], "EMA decay": (facts["average"] or {}).get("decay")}
         now = {**asdict(self.settings), "EMA decay": self.average.decay if self.average else None}
-        for name in now.keys() - {"steps", "checkpoint_every"}:
+        for name in now.keys() - MAY_DIFFER:
             if _plain(then.get(name)) != _plain(now[name]):
                 raise CheckpointError(
                     f"The checkpoint {self.store.path} was made with {name} {then.get(name)}, this run has "
-                    f"{now[name]}. Resume with the same settings (steps may differ), or give another name.")
+                    f"{now[name]}. Resume with the same settings, or give another name. These may differ: "
+                    f"{', '.join(sorted(MAY_DIFFER))}.")
         shapes = {name: tuple(tensor.shape) for name, tensor in _under("weight/", tensors).items()}
         if shapes != {name: tuple(weight.shape) for name, weight in self.weights.items()}:
             raise CheckpointError(

@@ -22,7 +22,7 @@ class MotionRecipe:
     mapping_width: int = 0              # inner channels of HARIVO's mapping network, 0 = none
     frame_tokens: int = 0               # HARIVO's tokens a frame, 0 = none
     trs: float = 0.0                    # weight of the TRS loss, 0 = off; HARIVO: 0.05
-    trs_from: int = 500                 # draws before TRS begins: at first, equal frames would be its easiest answer
+    trs_from: int = 500                 # steps before TRS begins: at first, equal frames would be its easiest answer
     dc: float = 0.0                     # weight of the DC loss, 0 = off; HARIVO: 0.01
     lora_rank: int = 0                  # train only a change of this rank on the temporal attentions, 0 = all weights
     beta_schedule: str = "auto"         # of the warm start, else FRESH_SCHEDULE; "keep" = the model's own

@@ -1,5 +1,4 @@
 """Load and Save Motion Module: files as users have them, through the nodes."""
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -82,24 +81,45 @@ def test_warnings_are_in_the_report(comfy, folder):
     assert "1 tensors that are no motion weights" in report
 
 
+class Payload:
+    """What a weights-only reading must not make."""
+
+
 @pytest.mark.parametrize(("name", "content", "match"), [
     ("page.safetensors", b"<!DOCTYPE html>", "saved web page"),
     ("pointer.ckpt", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
     ("nan.safetensors", {"nan": True}, "NaN"),
     ("cut.safetensors", {"cut": True}, "cut off"),
     ("lora.safetensors", {"lora": True}, "motion LoRA"),
+    ("inf.safetensors", {"inf": True}, "NaN or"),
+    ("shape.safetensors", {"shape": True}, "1 of wrong shape"),
+    ("adapter.safetensors", {"tensors": "down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.up"
+                             ".weight"}, "domain adapter.*Load LoRA"),
+    ("control.safetensors", {"tensors": "control_model.input_hint_block.0.weight"}, "Load ControlNet"),
+    ("sparse.safetensors", {"tensors": "controlnet_cond_embedding.conv_in.weight", "motion": True}, "SparseCtrl"),
+    ("whole.safetensors", {"tensors": "model.diffusion_model.input_blocks.0.0.weight"}, "Load Checkpoint"),
+    ("code.ckpt", {"pickle": True}, "refused"),
 ])
 def test_wrong_files_through_the_node(comfy, folder, name, content, match):
     path, state = folder / name, random_motion().state_dict()
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:
-        if "nan" in content:
-            next(iter(state.values()))[0] = float("nan")
+        for bad in ("nan", "inf"):
+            if bad in content:
+                next(iter(state.values()))[0] = float(bad)
+        if "shape" in content:
+            name_of_first = next(iter(state))
+            state[name_of_first] = state[name_of_first][:-1].clone()
+        if "tensors" in content:
+            state = {**(state if "motion" in content else {}), content["tensors"]: torch.ones(4)}
         if "lora" in content:
             state = {"down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0.attention_blocks.0."
                      "processor.to_q_lora.down.weight": torch.zeros(4, 32)}
-        save_file(state, path)
+        if "pickle" in content:
+            torch.save({**state, "code": Payload()}, path)
+        else:
+            save_file(state, path)
         if "cut" in content:
             path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(MotionFileError, match=match) as error:
@@ -126,18 +146,6 @@ def test_sixteen_bit_files_keep_their_codes(comfy, tmp_path):
     save_file(state, tmp_path / "half.safetensors")
     loaded, _ = motion_files.load_motion_file(tmp_path / "half.safetensors")
     assert {value.dtype for key, value in loaded.module.state_dict().items() if key.endswith(".pe")} == {torch.float32}
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A real file system of one megabyte."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
 
 
 def test_full_disk(comfy, small_disk):

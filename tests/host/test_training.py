@@ -276,6 +276,12 @@ def test_wrong_inputs(setup, tiny_sd15, tiny_sdxl, vae):
         MotionTraining(model, video, WordClip(), Squares(), RECIPE)
     with pytest.raises(ValueError, match="is for SD15 image models, but the MODEL is SDXL"):
         setup(tiny_sdxl(), warm=trained(config))
+    with pytest.raises(ValueError, match="lora_rank is 4, but there is no motion module to start from"):
+        setup(recipe=MotionRecipe(**{**RECIPE.__dict__, "lora_rank": 4}))
+    wide = trained(replace(config, mapping_width=16, frame_tokens=4, text_channels=64))
+    for name, value in (("mapping_width", 32), ("frame_tokens", 8)):
+        with pytest.raises(ValueError, match=rf"{name} is {value}, but given.safetensors.* has (16|4)\. Set {name}"):
+            setup(recipe=MotionRecipe(**{**RECIPE.__dict__, name: value}), warm=wide)
     flow = model.clone()
     flow.add_object_patch("model_sampling", type("Flow", (
         comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST), {})())
@@ -309,6 +315,20 @@ def test_the_nodes(comfy, tiny_sd15, vae, tmp_path, monkeypatch):
     assert sheet.shape == (1, 128, 4 * 128 + 3 * 2, 3)
     from comfy_extras.nodes_train import LossGraphNode
     comfy.run(LossGraphNode, loss=losses, filename_prefix="loss")
+
+
+def test_a_full_disk_ends_a_training_with_a_sentence(comfy, tiny_sd15, vae, small_disk, tmp_path, monkeypatch):
+    """Through the node, on a real file system of one megabyte; the MODEL stays as it was."""
+    import folder_paths
+    monkeypatch.setattr(folder_paths, "get_user_directory", lambda: str(tmp_path))
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(small_disk))
+    model = tiny_sd15()
+    before = checksum(model)
+    clips = comfy.run("FrozenClipDataset", source="sprite world", folder="", **{**DATASET, "max_clips": 2})[0]
+    with pytest.raises(CheckpointError, match=r"could not be written .*it needs .*There was none before"):
+        comfy.run("FrozenTrainMotionModule", model=model, vae=vae, clip=WordClip(), clips=clips, steps=2,
+                  learning_rate=1e-3, sample_every=0, checkpoint="full", checkpoint_every=1, resume=True, seed=0)
+    assert checksum(model) == before and [path for path in small_disk.rglob("*") if path.is_file()] == []
 
 
 def test_the_command_trains_resumes_and_writes_a_file(tiny_sd15, vae, tmp_path, monkeypatch, capsys):

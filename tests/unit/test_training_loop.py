@@ -161,8 +161,8 @@ def test_cut_during_the_update_keeps_the_older_checkpoint(tmp_path):
 def test_other_settings_network_or_run_are_refused(tmp_path):
     path = tmp_path / "run.safetensors"
     Task().run(SETTINGS, CheckpointStore(path, {"data": "A"}), stop_after=3)
-    with pytest.raises(CheckpointError, match="made with lr 0.01, this run has 0.5"):
-        Task().run(TrainSettings(**{**SETTINGS.__dict__, "lr": 0.5}), CheckpointStore(path))
+    with pytest.raises(CheckpointError, match="made with warmup 2, this run has 0.*These may differ: .*lr, precision"):
+        Task().run(TrainSettings(**{**SETTINGS.__dict__, "warmup": 0}), CheckpointStore(path))
     with pytest.raises(CheckpointError, match="made with data 'A', this run has 'B'"):
         Task().run(SETTINGS, CheckpointStore(path, {"data": "B"}))
     other = nn.Linear(2, 2)
@@ -171,6 +171,15 @@ def test_other_settings_network_or_run_are_refused(tmp_path):
     path.write_bytes(b"<html>not found</html>")
     with pytest.raises(CheckpointError, match="cannot be read as a training checkpoint"):
         Task().run(SETTINGS, CheckpointStore(path))
+
+
+def test_a_run_that_became_nan_goes_on_with_another_rate_or_precision(tmp_path):
+    store = CheckpointStore(tmp_path / "run.safetensors")
+    with pytest.raises(NonFiniteError):
+        Task(fail={14: float("nan")}).run(SETTINGS, store)
+    calmer = TrainSettings(**{**SETTINGS.__dict__, "lr": 1e-3, "precision": "bf16", "grad_clip": 0.1})
+    records = Task().run(calmer, store)
+    assert [records[0].step, records[-1].step] == [6, 12]       # the last good checkpoint is of step 5
 
 
 def test_a_finished_run_can_be_lengthened(tmp_path):
