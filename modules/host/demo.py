@@ -33,7 +33,7 @@ def read_weights(name: str) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise FileNotFoundError(
             f"The sprite-world file {path.name} is not in {path.parent}: the pack's installation is incomplete. "
-            f"Install Frozen Diffusion again, or make the file with `python -m frozen_diffusion.cli demo-train`.")
+            f"Install Frozen Diffusion again.")
     state = comfy.utils.load_torch_file(str(path), safe_load=True)
     return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
 
