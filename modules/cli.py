@@ -76,7 +76,6 @@ def machine() -> dict[str, str | int | dict[str, str]]:
         except metadata.PackageNotFoundError:
             continue
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {"machine": f"{platform.system()} {platform.machine()} {models[0] if models else ''}".strip(),
             "cores": cores, "threads": torch.get_num_threads(), "accelerator": accelerator,
