@@ -147,9 +147,9 @@ class FrozenTransportBasis(io.ComfyNode):
     @classmethod
     def execute(cls, basis, direction: int, target) -> io.NodeOutput:
         from ..modules.basis.directions import carry
+        from ..modules.basis.report import transport_text
         carried, found = carry(basis, direction, target)
-        light = "red: little of it exists there" if found.weak else "green" if found.coverage > 0.6 else "amber"
-        return io.NodeOutput(carried, found.coverage, ui=ui.PreviewText(f"coverage {found.coverage:.2f} ({light})"))
+        return io.NodeOutput(carried, found.coverage, ui=ui.PreviewText(transport_text(basis, target, found)))
 
 
 class FrozenGlobalBasis(io.ComfyNode):

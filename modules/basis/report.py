@@ -19,10 +19,12 @@ from .geometry import (
     random_distance,
     white_share,
 )
+from .transport import Carried
 from .triplets import UNKNOWN_ANGLE
 
 SIDE = 128          # pixels of a direction's picture at least
 COLUMNS = 8
+GREEN = 0.6         # coverage from which a transport is good
 
 
 def basis_text(bases: Sequence[LatentBasis]) -> str:
@@ -70,6 +72,15 @@ def direction_sheet(basis: LatentBasis) -> Image.Image:
     times = max(1, SIDE // pictures.shape[1])
     large = pictures.repeat_interleave(times, 1).repeat_interleave(times, 2)
     return to_image(frame_sheet(large, COLUMNS)[0])
+
+
+def transport_text(source: LatentBasis, target: LatentBasis, found: Carried) -> str:
+    """How much of a direction exists at the target, as a traffic light."""
+    light = "red: little of it exists there" if found.weak else "green" if found.coverage > GREEN else "amber"
+    text = f"coverage {found.coverage:.2f} ({light})"
+    if len({basis.about["model"] for basis in (source, target) if "model" in basis.about}) > 1:
+        text += "\nNote: the two bases were computed on different models, or with other LoRAs."
+    return text
 
 
 def angle_in_words(angle: float, residuals: Tensor, converged: bool) -> str:

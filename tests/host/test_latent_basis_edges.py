@@ -1,14 +1,21 @@
 """The latent basis in the host: models and settings out of the ordinary, and what goes wrong outside of our code."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
+from comfy.controlnet import ControlBase
+from comfy.samplers import sampler_object
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 
+from frozen_diffusion.modules.basis.directions import carry
 from frozen_diffusion.modules.basis.products import Jacobian
+from frozen_diffusion.modules.basis.report import transport_text
 from frozen_diffusion.modules.host import encoder as encoder_module
 from frozen_diffusion.modules.host.encoder import attend_plainly
+from frozen_diffusion.modules.host.inversion import guider_of
 from frozen_diffusion.modules.host.latent_basis import (
     BasisRequest,
     EditRequest,
@@ -129,6 +136,42 @@ def test_an_edit_on_another_model_is_told(base, found, tiny_sd15):
     assert "computed on another model" in text and "adds no noise" in text
     _, text = edit(base, conditioning(1), noisy(), SIGMAS, found, EditRequest(count=1, steps=1))
     assert "another model" not in text
+
+
+def test_a_transport_between_models_is_told(found):
+    at_home = carry(found, 0, found)[1]
+    assert transport_text(found, found, at_home) == "coverage 1.00 (green)"
+    other = replace(found, about={**found.about, "model": "another"})
+    assert "different models" in transport_text(found, other, at_home)
+    assert "red" in transport_text(found, found, replace(at_home, coverage=0.1))
+
+
+class Adapter(ControlBase):
+    """A T2I-Adapter: what it adds to the encoder's blocks, the last one first, as the host takes them."""
+
+    def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
+        parts = [0.5 * torch.randn(1, channels, side, side, generator=stream("adapter", side))
+                 for channels, side in ((32, 16), (64, 8))]
+        return {"input": [parts[1], None, None, None, parts[0]], "middle": [], "output": []}
+
+    def copy(self):
+        return self
+
+
+def test_what_an_adapter_adds_to_the_encoder_counts(base):
+    """T2I-Adapters act before the middle block, so J sees them: h is that of the host's own forward."""
+    prompt, seen = conditioning(1, control=Adapter()), []
+    ours = encoder_of(base, prompt, noisy(), SIGMAS)[0]
+    handle = base.model.diffusion_model.middle_block[-1].register_forward_hook(
+        lambda _, inputs, output: seen.append(output.clone()))
+    try:
+        guider_of(base, prompt).sample(torch.zeros_like(noisy()), noisy(), sampler_object("euler"),
+                                       torch.tensor([5.0, 0.0]), disable_pbar=True, seed=0)
+    finally:
+        handle.remove()
+    torch.testing.assert_close(ours.fused(ours.x), seen[0], rtol=1e-5, atol=1e-4)
+    plain = encoder_of(base, conditioning(1), noisy(), SIGMAS)[0]
+    assert not torch.allclose(ours.fused(ours.x), plain.fused(plain.x), atol=1e-2)
 
 
 def test_features_that_overflow_are_refused_everywhere(base, found):
