@@ -1,9 +1,9 @@
 """Writing a safetensors file that appears complete or not at all."""
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,21 +13,28 @@ from torch import Tensor
 
 
 def write_whole(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], what: str) -> None:
-    """Write `what` (e.g. "The motion module") to `path`; folders are made.
+    """Write `what` (e.g. "The motion module") to `path`, which holds either the old file or the whole new one.
 
-    Raises OSError naming folder, size and free space when it cannot be written; nothing is left behind then.
+    Folders are made. Raises OSError naming folder, size and free space when it cannot be written; nothing is left
+    behind then.
     """
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, draft = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=".part", dir=path.parent)
-    os.close(handle)
+    draft = path.with_name(f".{path.name}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file(dict(tensors), draft, metadata=dict(metadata))
-        os.chmod(draft, 0o644)      # mkstemp makes it readable by its owner only
+        with open(draft, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(draft, 0o644)      # safetensors makes it readable by its owner only
         os.replace(draft, path)
     except (OSError, SafetensorError) as error:
-        free = shutil.disk_usage(path.parent).free
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         raise OSError(f"{what} could not be written to {path} ({error}). It needs {size / 2**20:.1f} MiB and "
-                      f"{free / 2**20:.1f} MiB are free. Free some space or choose another folder.") from error
-    finally:
-        Path(draft).unlink(missing_ok=True)
+                      f"{free_bytes(path) / 2**20:.1f} MiB are free. Free some space or choose another folder."
+                      ) from error
+
+
+def free_bytes(path: Path) -> int:
+    """Of the disk on which `path` is or would be."""
+    return shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.is_dir())).free

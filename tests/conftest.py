@@ -1,4 +1,5 @@
 """Fixtures of the whole suite. What needs the host is imported inside the fixture that starts it."""
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,15 @@ def server(tmp_path_factory):
     from testhost.server import Server
     with Server(tmp_path_factory.mktemp("server")) as running:
         yield running
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system of one megabyte."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)

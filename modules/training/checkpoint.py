@@ -1,16 +1,15 @@
 """Checkpoints of a training: one safetensors file, replaced atomically, with all that a resumed run needs."""
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
+
+from ..whole_file import write_whole
 
 FORMAT = "frozen_diffusion.training.1"
 
@@ -42,7 +41,7 @@ class CheckpointStore:
         """
         metadata = {"format": FORMAT, "facts": json.dumps({**facts, "about": self.about})}
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_atomically(self.path, plain, metadata)
+        save_atomically(self.path, plain, metadata, "The checkpoint")
 
     def facts(self) -> dict:
         """What was said about the checkpoint when it was saved. CheckpointError if it is none of ours."""
@@ -78,34 +77,13 @@ class CheckpointStore:
         return load_file(str(self.path)), facts
 
 
-def save_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file so that `path` holds either the old file or the whole new one, never a part.
+def save_atomically(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], what: str) -> None:
+    """Write `what` to `path`, which holds either the old file or the whole new one.
 
     Raises CheckpointError (full disk, no permission); nothing is left behind then.
     """
-    part = path.with_name(f".{path.name}.part")
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, str(part), metadata)
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(part, 0o644)       # safetensors makes it readable by its owner only
-        os.replace(part, path)
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
+        write_whole(path, tensors, metadata, what)
+    except OSError as error:
         kept = "The previous one there is intact." if path.is_file() else "There was none before."
-        raise CheckpointError(
-            f"{path} could not be written ({error}): it needs {_megabytes(size)}, and "
-            f"{_megabytes(_free(path))} are free. {kept} Make room or choose another folder, then resume."
-        ) from error
-
-
-def _free(path: Path) -> int:
-    folder = next((parent for parent in path.parents if parent.is_dir()), None)
-    return shutil.disk_usage(folder).free if folder else 0
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"
+        raise CheckpointError(f"{error} {kept} The same training goes on from there.") from error

@@ -150,7 +150,8 @@ def _write(path: Path, tensors: dict[str, Tensor], what: str, model: str) -> Non
         if not tensor.isfinite().all():
             raise ValueError(f"The {model} gave values for {what} that are not finite. Run the {model} in "
                              "float32 (start ComfyUI with --fp32-vae --fp32-text-enc), or remove the clip.")
-    save_atomically(path, {name: tensor.half().contiguous() for name, tensor in tensors.items()}, {})
+    save_atomically(path, {name: tensor.half().contiguous() for name, tensor in tensors.items()}, {},
+                    "An encoded clip")
 
 
 def _read(path: Path) -> dict[str, Tensor]:
