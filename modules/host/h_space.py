@@ -9,6 +9,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from weakref import WeakKeyDictionary
 
 import comfy.model_patcher
 import torch
@@ -26,6 +27,7 @@ MASKED, NONE = "masked", "none"
 NORM_MODES = (MASKED, NONE)
 MODEL, STRICT, SHAPES = "model", "strict", "shapes only"
 CHECKS = (MODEL, STRICT, SHAPES)
+IDENTITIES: WeakKeyDictionary = WeakKeyDictionary()         # of models, by the host's names of their patches
 OPPOSITE = 179.9            # degrees between features from which no way from one to the other is the shortest
 
 
@@ -40,6 +42,13 @@ def check_bottleneck(model) -> None:
 def model_identity(model) -> str:
     """A name of the U-Net with its LoRAs, from a sample of weights and their patches; the same on every machine."""
     check_bottleneck(model)
+    known = IDENTITIES.setdefault(model.model, {})
+    if model.patches_uuid not in known:
+        known[model.patches_uuid] = hashed_identity(model)
+    return known[model.patches_uuid]
+
+
+def hashed_identity(model) -> str:
     with torch.inference_mode(False), torch.no_grad():
         stored = model.get_key_patches(PREFIX)
     first = [f"{PREFIX}input_blocks.0.0.weight", f"{PREFIX}out.2.weight"]
