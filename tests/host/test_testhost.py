@@ -1,8 +1,13 @@
 """The test host itself: tiny models behave like models, and the host runs in this process."""
+import importlib
+from pathlib import Path
+
 import pytest
 import torch
 
 from testhost.models import sample
+
+BENCHES = Path(__file__).resolve().parents[1] / "bench"
 
 
 @pytest.mark.parametrize("family", ["tiny_sd15", "tiny_sdxl"])
@@ -24,3 +29,10 @@ def test_nodes_run_in_process(comfy):
     """A core node runs through the fixture as the executor runs it."""
     latent, = comfy.run("EmptyLatentImage", width=64, height=32, batch_size=3)
     assert latent["samples"].shape == (3, 4, 4, 8)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in BENCHES.glob("[!_]*.py")))
+def test_benchmarks_can_be_started(name):
+    """They are too slow for the suite; what they import is not."""
+    module = importlib.import_module(f"bench.{name}")
+    assert callable(module.run) and module.__doc__
