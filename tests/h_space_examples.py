@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import comfy.samplers
 import torch
+from comfy.patcher_extension import WrappersMP
 
 from frozen_diffusion.modules.host.h_space_sampling import InjectionRequest, injection_sampler
 from frozen_diffusion.modules.hspace.steps import InjectionSettings
@@ -52,3 +53,19 @@ def injected(trace, settings=PLAIN, **request):
 
 def comfy_sampler(name):
     return comfy.samplers.sampler_object(name)
+
+
+def with_hook(model, seen):
+    """The MODEL with a forward hook on the middle block's last layer while it samples: what the tap should see."""
+    model = model.clone()
+
+    def wrapper(executor, *args, **kwargs):
+        handle = executor.class_obj.middle_block[-1].register_forward_hook(
+            lambda _, inputs, output: seen.append(output.clone()))
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            handle.remove()
+
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "hook", wrapper)
+    return model

@@ -208,6 +208,8 @@ class Injection:
 class HSpaceTap:
     """The patch: reads into `capture`, then replaces by `injection`, whichever is there."""
 
+    of_run = True               # belongs to a sampler of ours: see `with_first_patch`
+
     def __init__(self, capture: Capture | None = None, injection: Injection | None = None):
         self.capture, self.injection = capture, injection
 
@@ -225,11 +227,15 @@ class HSpaceTap:
         return h, coming
 
 
-def with_first_patch(model_options: Mapping, patch) -> dict:
-    """A copy of the host's options with a decoder patch before all others."""
+def with_first_patch(model_options: Mapping, patch, after_run: bool = False) -> dict:
+    """A copy of the host's options with a decoder patch before all others, or all but those that a sampler of ours has
+    put there (`after_run`)."""
     options = comfy.model_patcher.create_model_options_clone(model_options)
     patches = options.setdefault("transformer_options", {}).setdefault("patches", {})
-    patches["output_block_patch"] = [patch, *patches.get("output_block_patch", [])]
+    others = patches.get("output_block_patch", [])
+    ours = [getattr(getattr(other, "__self__", other), "of_run", False) for other in others]
+    place = [*ours, False].index(False) if after_run else 0
+    patches["output_block_patch"] = [*others[:place], patch, *others[place:]]
     return options
 
 

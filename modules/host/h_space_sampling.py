@@ -186,14 +186,14 @@ class LightInjection:
 
     def around_model(self, executor, x: Tensor, sigma: Tensor, c_concat=None, c_crossattn=None, control=None,
                      transformer_options: dict | None = None, **kwargs):
-        """APPLY_MODEL: inject in this call, before all other patches."""
+        """APPLY_MODEL: inject in this call, before the patches of other nodes."""
         options = transformer_options or {}
         time = float(executor.class_obj.model_sampling.timestep(sigma.flatten()[0]))
         if time >= self.t_edit:
             injection = Injection(self.trace, self.apply_to, self.norm_mode, self.check, time, self.gamma.at(time),
                                   self.gamma_skips, warned=options.get(LIGHT, set()))
-            options = with_first_patch({"transformer_options": options}, HSpaceTap(injection=injection))
-            options = options["transformer_options"]
+            tap = HSpaceTap(injection=injection)
+            options = with_first_patch({"transformer_options": options}, tap, after_run=True)["transformer_options"]
         return executor(x, sigma, c_concat, c_crossattn, control, options, **kwargs)
 
 

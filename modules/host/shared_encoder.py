@@ -40,6 +40,7 @@ class SharedEncoder:
     """
 
     OFF, BOTH, REPLAY = "off", "both", "replay"
+    of_run = True               # see `with_first_patch`
 
     def __init__(self, inject: Patch):
         self.inject = inject

@@ -7,7 +7,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy_extras import nodes_custom_sampler as custom
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_freelunch import FreeU
-from h_space_examples import PLAIN, SIZE, comfy_sampler, guider, injected, levels, record, run
+from h_space_examples import PLAIN, SIZE, comfy_sampler, guider, injected, levels, record, run, with_hook
 
 from frozen_diffusion.modules.host.h_space import Capture, HSpaceTap, model_identity, with_first_patch
 from frozen_diffusion.modules.host.inversion import invert
@@ -23,22 +23,6 @@ pytestmark = pytest.mark.usefixtures("unloaded")
 def other(comfy, base):
     """The trace of another picture's making, with three deep skips."""
     return record(comfy, base, start="other", deep_skips=3)[1]
-
-
-def with_hook(model, seen):
-    """The MODEL with a forward hook on the middle block's last layer while it samples: what the tap should see."""
-    model = model.clone()
-
-    def wrapper(executor, *args, **kwargs):
-        handle = executor.class_obj.middle_block[-1].register_forward_hook(
-            lambda _, inputs, output: seen.append(output.clone()))
-        try:
-            return executor(*args, **kwargs)
-        finally:
-            handle.remove()
-
-    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "hook", wrapper)
-    return model
 
 
 @pytest.mark.parametrize("freeu", [None, "before", "after"])

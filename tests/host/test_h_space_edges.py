@@ -8,7 +8,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras import nodes_custom_sampler as custom
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
-from h_space_examples import PLAIN, SIZE, comfy_sampler, guider, injected, levels, record, run
+from h_space_examples import PLAIN, SIZE, comfy_sampler, guider, injected, levels, record, run, with_hook
 from motion_examples import TINY, random_motion
 
 from frozen_diffusion.modules.host.h_space import Injection, model_identity
@@ -133,6 +133,17 @@ def test_what_runs_but_not_as_meant_is_told(comfy, base, other, caplog):
     two = record(comfy, base, batch=2, start="contents")[1]
     run(base, injected(two))
     assert "holds 2 pictures and 1 are sampled" in caplog.text
+
+
+def test_the_light_form_below_the_sampler(comfy, base, other):
+    """Both at once: the light one acts in every pass of the decoder, once, and what is recorded is before it."""
+    model = comfy.run("FrozenInjectHSpace", model=base, trace=other, **LIGHT)[0]
+    two, one = (run(model, injected(other, shared_encoder=shared)) for shared in (False, True))
+    torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(two, run(base, injected(other)), atol=1e-2)
+    seen = []
+    trace = record(comfy, with_hook(model, seen), steps=1)[1]
+    torch.testing.assert_close(trace.features["h"][0].float(), seen[0], rtol=1e-2, atol=1e-2)
 
 
 def test_recording_beside_a_shared_encoder(comfy, base, other):
