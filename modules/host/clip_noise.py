@@ -1,6 +1,7 @@
 """First noise of clips as the host's NOISE, and FreeInit as a SAMPLER around another."""
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import comfy.model_sampling
@@ -54,11 +55,15 @@ class FreeInit(comfy.samplers.Sampler):
         sigma = float(sigmas[0])
         flow = isinstance(model_wrap.inner_model.model_sampling, comfy.model_sampling.CONST)
         weight = (1 - sigma if flow else 1) / sigma             # of x0 beside unit noise
+        if weight == 0:
+            logging.warning("Frozen Diffusion: a flow model's first noise level holds nothing of a clip, so FreeInit "
+                            "has nothing to keep; it samples once. Start a little lower (denoise 0.95).")
+        iterations = self.iterations if weight else 1
         first, seed, mean = noise.clone(), extra_args.get("seed") or 0, 0 if latent_image is None else latent_image
-        for iteration in range(self.iterations):
+        for iteration in range(iterations):
             samples = self.inner.sample(model_wrap, sigmas, dict(extra_args), callback, noise.clone(), latent_image,
                                         denoise_mask, disable_pbar)
-            if iteration + 1 < self.iterations:
+            if iteration + 1 < iterations:
                 fresh = torch.randn(first.shape, generator=stream("freeinit", seed, iteration)).to(first)
                 noise = self.mix((samples - mean) * weight + first, fresh)
         return samples

@@ -178,11 +178,15 @@ class LightInjection:
     def around_sampling(self, executor, noise: Tensor, latent_image: Tensor, sampler, sigmas: Tensor, *args, **kwargs):
         """OUTER_SAMPLE: check the trace against the MODEL and the steps as they are now."""
         guider = executor.class_obj
-        check_model(self.trace, model_identity(guider.model_patcher), self.check)
-        sampling = guider.model_patcher.get_model_object("model_sampling")
-        check_steps(self.trace, [float(sampling.timestep(sigma)) for sigma in sigmas[:-1]], self.check)
+        self.check_run(guider.model_patcher, sigmas)
         guider.model_options["transformer_options"][LIGHT] = set()
         return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+
+    def check_run(self, model, sigmas: Tensor) -> None:
+        """Raises TraceError if the trace does not belong to a run of the MODEL over these noise levels."""
+        check_model(self.trace, model_identity(model), self.check)
+        sampling = model.get_model_object("model_sampling")
+        check_steps(self.trace, [float(sampling.timestep(sigma)) for sigma in sigmas[:-1]], self.check)
 
     def around_model(self, executor, x: Tensor, sigma: Tensor, c_concat=None, c_crossattn=None, control=None,
                      transformer_options: dict | None = None, **kwargs):
@@ -216,7 +220,9 @@ def sample_calibrated(model, x: Tensor, sigmas: Tensor, extra_args: dict | None 
     guider, extra_args = model.inner_model, dict(extra_args or {})
     check_same_weights(guider.model_patcher, edited)
     levels, times = schedule_of(guider, sigmas)
-    options = options_of_edit(extra_args["model_options"], edited)
+    for light in edited.get_wrappers(WrappersMP.OUTER_SAMPLE, LIGHT):
+        light.__self__.check_run(edited, sigmas)
+    options = options_of_edit(extra_args["model_options"], guider.model_patcher, edited)
     for step, (sigma, after) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
         at = x.new_full((len(x),), sigma)
         denoised = model(x, at, **extra_args)
@@ -242,12 +248,17 @@ def check_same_weights(patcher, edited) -> None:
                          "two different ones). Apply the same to both.")
 
 
-def options_of_edit(running: Mapping, edited) -> dict:
-    """Options for a call with the patches and wrappers of `edited` in the run whose options are `running`."""
+def options_of_edit(running: Mapping, sampled, edited) -> dict:
+    """Options for a call with the patches and wrappers of `edited` instead of those of `sampled`, in a run of it whose
+    options are `running`: what prompts and samplers have added stays."""
     options = comfy.model_patcher.create_model_options_clone(edited.model_options)
     own, of_run = options.setdefault("transformer_options", {}), running.get("transformer_options", {})
-    own["wrappers"] = {kind: {**of_run.get("wrappers", {}).get(kind, {}), **by_key}
-                       for kind, by_key in edited.wrappers.items()}
+    own[LIGHT], own["wrappers"] = set(), {}
+    for kind in {*of_run.get("wrappers", {}), *edited.wrappers}:
+        in_run, gone = of_run.get("wrappers", {}).get(kind, {}), sampled.wrappers.get(kind, {})
+        kept = {key: [each for each in calls if each not in gone.get(key, [])] for key, calls in in_run.items()}
+        new = edited.wrappers.get(kind, {})
+        own["wrappers"][kind] = {key: [*kept.get(key, []), *new.get(key, [])] for key in {**kept, **new}}
     for key, value in of_run.items():
         own.setdefault(key, value)          # what the run added: sample_sigmas, runs of other wrappers
     if "context_handler" in running:        # as a motion module has prepared it

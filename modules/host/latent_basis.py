@@ -212,8 +212,9 @@ def direction_between(model, positive_a, positive_b, latent: Tensor, sigmas: Ten
 
     Within `basis` if there is one, else J^T of the difference. A basis of one direction. Raises ValueError.
     """
-    encoder, sigma = encoder_of(model, positive_a, latent, sigmas)
-    other = record_call(model, positive_b, latent, sigma)
+    sigma = first_level(sigmas)
+    one, other = (record_call(model, positive, latent, sigma) for positive in (positive_a, positive_b))
+    encoder = Encoder(copy_encoder(model), one)
     with torch.inference_mode(False), torch.no_grad():
         before = encoder.fused(encoder.x)
         difference = finite(replace(encoder, call=other).fused(encoder.x) - before, "The U-Net's h")[0]

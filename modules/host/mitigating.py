@@ -80,12 +80,14 @@ class Mitigation:
         """PREDICT_NOISE: `exact` mode, x0' = x0 - alpha sigma^2 J^T grad E through the guided U-Net. x [(b f), ...]"""
         guider = executor.class_obj
         sigma = self.active_sigma(timestep, guider.inner_model.model_sampling)
-        if sigma is None or (self.frames_per_clip or len(x)) <= self.order:     # too short to change along time
+        if sigma is None:
             return executor(x, timestep, model_options, seed)
         if isinstance(guider.inner_model.model_sampling, comfy.model_sampling.CONST):
             raise ValueError("Mode exact is for U-Nets that predict noise or v (SD1.5, SD2, SDXL); this MODEL is a "
                              "flow model. Use mode fast.")
         check_gradients(guider.model_patcher)
+        if self.clips(x).shape[1] <= self.order:        # too short to change along time
+            return executor(x, timestep, model_options, seed)
         options = {**model_options, "transformer_options": {**model_options["transformer_options"],
                                                             "optimized_attention_override": attend}}
         with torch.inference_mode(False), torch.no_grad():

@@ -235,7 +235,7 @@ def run_of_call(run: MotionRun, rows: int, transformer_options: Mapping) -> Moti
     """`run` for one call of the U-Net with `rows` rows, which may hold several chunks of cond and uncond."""
     chunks = len(transformer_options.get("cond_or_uncond", (0,)))
     frames = run.frames or rows // max(1, chunks)
-    if not chunks or rows % (chunks * frames):
+    if not chunks or not frames or rows % (chunks * frames):
         raise ValueError(f"The U-Net was called with {rows} rows in {chunks} chunks, which are no whole "
                          f"clips of {frames} frames. Another node changes the batch in a way that clips do "
                          "not survive; take it away.")

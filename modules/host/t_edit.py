@@ -43,15 +43,17 @@ def calibrate(model, positive, vae, latent: Tensor, steps: int, distance: str = 
     times, sigmas = inversion_grid(model.get_model_object("model_sampling"), steps)
     pixels = decoder(model, vae)
     distances = torch.zeros(2, len(times))                      # of the predicted and the noisy picture
-
-    def look(step: int, denoised: Tensor, x: Tensor, _) -> None:
-        signal = (1 + float(sigmas[step]) ** 2) ** -0.5
-        distances[:, step] += torch.cat([measure(pixels(denoised), clean), measure(pixels(signal * x), clean)])
-
     for picture in latent.split(1):                             # one at a time: the papers take 100
-        clean, recorder = vae_pixels(vae, picture), Recorder(1, tuple(latent.shape[-2:]), 0)
+        seen, recorder = [], Recorder(1, tuple(latent.shape[-2:]), 0)
+
+        def look(step: int, denoised: Tensor, x: Tensor, _, seen=seen) -> None:
+            signal = (1 + float(sigmas[step]) ** 2) ** -0.5
+            seen.append((denoised.cpu(), (signal * x).cpu()))   # decoded later: the VAE may push the U-Net out
+
         guider_of(model, positive).sample(torch.zeros_like(picture), picture, DDIMInversion(recorder, times, 0),
                                           sigmas, callback=look, disable_pbar=True, seed=0)
+        clean = vae_pixels(vae, picture)
+        distances += torch.stack([torch.cat([measure(pixels(x), clean) for x in both]) for both in seen], 1)
     curves = distances / len(latent)
     return TimestepCalibration(tuple(map(float, times)), *curves, *judge(times, *curves))
 

@@ -162,10 +162,10 @@ class MotionTraining:
                 "start": start, "rate of the warm start": str(recipe.warm_start_rate),
                 "temporal convolution": str(self.config.temporal_convolution),
                 "mapping network": str(self.config.mapping_width), "frame tokens": str(self.config.frame_tokens),
-                "TRS": f"{recipe.trs} from {recipe.trs_from}", "DC": str(recipe.dc),
+                "TRS": f"{recipe.trs} from step {recipe.trs_from}", "DC": str(recipe.dc),
                 "LoRA rank": str(recipe.lora_rank),
-                "image model": _name_of(*(weight[(0,) * (weight.ndim - 1)] for weight in
-                                          self.predict.unet.state_dict().values() if weight.ndim))}
+                "image model": _name_of(*(weight[(0,) * (weight.ndim - 1)].bfloat16()      # whatever the precision is
+                                          for weight in self.predict.unet.state_dict().values() if weight.ndim))}
 
     def sample(self) -> Tensor:
         """A clip of the averaged weights, the same noise every time. Returns [F, H, W, 3] in 0..1."""

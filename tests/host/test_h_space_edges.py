@@ -110,12 +110,18 @@ def test_the_light_form_sees_what_later_nodes_changed(comfy, base, other):
     assert torch.equal(one, two)
     name = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_out.0.weight"
     lora = model.clone()
-    for key, weight in base.model.state_dict().items():
-        if key.endswith("attn1.to_out.0.weight"):
-            lora.add_patches({key: (torch.ones_like(weight),)}, 0.1)
-    assert name in base.model.state_dict() and model_identity(lora) != model_identity(base)
+    lora.add_patches({name: (torch.ones_like(base.model.state_dict()[name]),)}, 0.1)
     with pytest.raises(TraceError, match="another model"):
         run(lora, comfy_sampler("euler"))
+
+
+@pytest.mark.parametrize("layer", ["attn1.to_q", "attn2.to_v", "ff.net.2"])
+def test_a_lora_anywhere_makes_another_model(base, layer):
+    lora = base.clone()
+    name = f"diffusion_model.input_blocks.4.1.transformer_blocks.0.{layer}.weight"
+    weight = base.model.state_dict()[name]
+    lora.add_patches({name: (torch.ones_like(weight),)}, 0.1)
+    assert model_identity(lora) != model_identity(base) == model_identity(base.clone())
 
 
 def test_clones_share_the_trace(comfy, base, other):
@@ -180,6 +186,19 @@ def test_calibration_takes_the_wrappers_of_the_edit(comfy, base):
                                 lambda executor, *args, **kwargs: 1.2 * executor(*args, **kwargs))
     sampler = comfy.run("FrozenLatentCalibration", edited_model=edited, omega=0.3, start=1000.0, end=0.0)[0]
     assert not torch.allclose(run(base, sampler), run(base, comfy_sampler("euler")), atol=1e-3)
+
+
+def test_calibration_checks_the_steps_of_a_light_injection(comfy, base, other, caplog):
+    small = HTrace({"h": other.features["h"][..., :1, :]}, other.times, other.about)
+    strict, loose = (comfy.run("FrozenInjectHSpace", model=base, trace=trace, **{**LIGHT, "check": check})[0]
+                     for trace, check in ((other, "strict"), (small, "model")))
+    sampler = comfy.run("FrozenLatentCalibration", edited_model=strict, omega=0.3, start=1000.0, end=0.0)[0]
+    run(base, sampler)
+    with pytest.raises(TraceError, match="steps are up to"):
+        run(base, sampler, steps=7)
+    sampler = comfy.run("FrozenLatentCalibration", edited_model=loose, omega=0.3, start=1000.0, end=0.0)[0]
+    run(base, sampler)
+    assert caplog.text.count("are resized") == 1
 
 
 def test_calibration_wants_the_same_motion_module_on_both_sides(comfy, base):

@@ -3,10 +3,9 @@ from __future__ import annotations
 
 import logging
 
-import comfy.model_sampling
-import comfy.sampler_helpers
 import pytest
 import torch
+from comfy import model_sampling, sampler_helpers, samplers
 from comfy.controlnet import ControlBase
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from motion_examples import TINY, random_motion
@@ -64,11 +63,11 @@ def test_long_prompts_get_their_tokens_once_at_the_end(base):
     assert tokens.shape[1] == 158 and torch.equal(tokens[:, :154], text)
 
 
-@pytest.mark.parametrize("chunks", [[], [0, 1]])
-def test_calls_that_are_no_whole_clips(chunks):
+@pytest.mark.parametrize(("rows", "chunks", "frames"), [(3, [], 2), (3, [0, 1], 2), (1, [0, 1], 0)])
+def test_calls_that_are_no_whole_clips(rows, chunks, frames):
     options = {"cond_or_uncond": chunks, "sigmas": torch.ones(1)}
-    with pytest.raises(ValueError, match=f"3 rows in {len(chunks)} chunks, which are no whole clips"):
-        run_of_call(MotionRun(frames=2, sigmas=(10.0, 0.0)), 3, options)
+    with pytest.raises(ValueError, match=f"{rows} rows in {len(chunks)} chunks, which are no whole clips"):
+        run_of_call(MotionRun(frames=frames, sigmas=(10.0, 0.0)), rows, options)
 
 
 def test_hints_a_frame_in_windows_are_warned_of(comfy, base, caplog):
@@ -115,19 +114,37 @@ def test_exact_refuses_flow_models_and_models_loaded_in_parts(base, monkeypatch)
     exact = mitigate_gradient(base, 40.0, "exact")
     flow = exact.clone()
     flow.add_object_patch("model_sampling", type("Flow", (
-        comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST), {})(base.model.model_config))
+        model_sampling.ModelSamplingDiscreteFlow, model_sampling.CONST), {})(base.model.model_config))
     with pytest.raises(ValueError, match="flow model. Use mode fast"):
         sample(flow, 3, steps=1, size=SIZE)
-    real = comfy.sampler_helpers.prepare_sampling
+    real = sampler_helpers.prepare_sampling
 
     def in_parts(model, *args, **kwargs):
         prepared = real(model, *args, **kwargs)
         monkeypatch.setattr(model.model, "model_lowvram", True)
         return prepared
 
-    monkeypatch.setattr(comfy.sampler_helpers, "prepare_sampling", in_parts)
+    monkeypatch.setattr(sampler_helpers, "prepare_sampling", in_parts)
     with pytest.raises(ValueError, match="piece by piece here. Use mode fast"):
         sample(exact, 3, steps=1, size=SIZE)
+
+
+def test_freeinit_on_flow_models(comfy, base, caplog):
+    """Pure noise of a flow model holds nothing of a clip: one pass, and a word."""
+    flow = base.clone()
+    flow.add_object_patch("model_sampling", type("Flow", (
+        model_sampling.ModelSamplingDiscreteFlow, model_sampling.CONST), {})(
+            base.model.model_config))
+    freeinit = comfy.run("FrozenFreeInit", sampler=samplers.sampler_object("euler"), iterations=3,
+                         filter="gaussian", spatial_cutoff=0.25, temporal_cutoff=0.25, frames_per_clip=0)[0]
+    noise, results = torch.randn(4, 4, *SIZE, generator=torch.Generator().manual_seed(0)), {}
+    for first in (1.0, 0.9):
+        for name, sampler in (("once", samplers.sampler_object("euler")), ("freeinit", freeinit)):
+            results[name, first] = comfy_guider(flow).sample(
+                noise, torch.zeros_like(noise), sampler, torch.tensor([first, 0.5, 0.0]), disable_pbar=True, seed=0)
+    assert torch.equal(results["once", 1.0], results["freeinit", 1.0]) and "nothing of a clip" in caplog.text
+    assert not torch.allclose(results["once", 0.9], results["freeinit", 0.9], atol=1e-3)
+    assert results["freeinit", 0.9].isfinite().all()
 
 
 def test_a_part_without_a_derivative_is_refused_in_exact_mode(base):
@@ -185,7 +202,7 @@ def test_first_step_is_the_highest_level_of_a_run(base, monkeypatch):
     assert len(seen["down"]) == 1 and seen["down"] == seen["up"]
 
 
-class Calls(comfy.samplers.Sampler):
+class Calls(samplers.Sampler):
     """Asks the model at every level."""
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None,
@@ -197,7 +214,7 @@ class Calls(comfy.samplers.Sampler):
 
 
 def comfy_guider(model):
-    guider = comfy.samplers.CFGGuider(model)
+    guider = samplers.CFGGuider(model)
     guider.inner_set_conds({"positive": conditioning(1)})
     guider.set_cfg(1.0)
     return guider

@@ -185,6 +185,14 @@ def test_the_host_s_interrupt_stops_anywhere_and_leaves_a_checkpoint(setup, monk
     assert resumed.sample().shape == (4, 64, 64, 3)
 
 
+def test_another_rate_or_precision_goes_on(setup):
+    """What the help advises when a loss is no longer finite."""
+    half = MotionRecipe(**{**RECIPE.__dict__, "precision": "bf16"})
+    run(setup(recipe=half), stop_after=2)
+    full = MotionRecipe(**{**RECIPE.__dict__, "learning_rate": 1e-4})
+    assert len(run(setup(recipe=full))) == 2
+
+
 def test_starting_afresh_sets_the_old_checkpoint_aside(setup, tmp_path):
     run(setup())
     assert len(run(setup(resume=False))) == 4

@@ -78,28 +78,24 @@ def test_rules_of_the_house(path):
 
 
 def test_importing_the_pack_is_light():
-    """In a running host the pack's import pulls in nothing heavy that the host has not imported itself.
-
-    Under 0.3 s of the processor, whatever else the machine does.
-    """
+    """In a running host the pack's import pulls in nothing heavy that the host has not imported itself."""
     probe = f"""
-import asyncio, json, sys, time
+import asyncio, json, sys
 from frozen_diffusion.modules.host.boot import boot_comfyui
 boot_comfyui()
 import nodes, comfy_api.latest
-before, began = set(sys.modules), time.process_time()
+before = set(sys.modules)
 import frozen_diffusion
 assert frozen_diffusion.WEB_DIRECTORY
 assert not [name for name in sys.modules if name.startswith('frozen_diffusion.nodes')]
 extension = asyncio.run(frozen_diffusion.comfy_entrypoint())
 asyncio.run(extension.get_node_list())
 new = set(sys.modules) - before
-print(json.dumps([time.process_time() - began, sorted(name for name in {HEAVY!r} if name in new)]))
+print(json.dumps(sorted(name for name in {HEAVY!r} if name in new)))
 """
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    seconds, heavy = json.loads(done.stdout.splitlines()[-1])
-    assert heavy == [] and seconds < 0.3
+    assert json.loads(done.stdout.splitlines()[-1]) == []
 
 
 def test_the_entry_point_is_all_the_host_gets():
