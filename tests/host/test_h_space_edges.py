@@ -10,10 +10,12 @@ from comfy_extras import nodes_custom_sampler as custom
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from h_space_examples import PLAIN, SIZE, comfy_sampler, guider, injected, levels, record, run, with_hook
 from motion_examples import TINY, random_motion
+from training_examples import preview_vae
 
 from frozen_diffusion.modules.host.h_space import Injection, model_identity
 from frozen_diffusion.modules.host.inversion import invert
 from frozen_diffusion.modules.host.motion import apply_motion, hold_motion
+from frozen_diffusion.modules.host.t_edit import calibrate
 from frozen_diffusion.modules.hspace.steps import InjectionSettings
 from frozen_diffusion.modules.hspace.trace import HTrace, TraceError, beside
 from frozen_diffusion.modules.motion.module import MotionConfig
@@ -209,6 +211,16 @@ def test_calibration_wants_the_same_motion_module_on_both_sides(comfy, base):
     with pytest.raises(ValueError, match="two different ones"):
         run(one, sampler, batch=2)
     run(two, sampler, batch=2)
+
+
+def test_calibration_of_timesteps_is_a_mean_over_pictures(base):
+    vae, pictures = preview_vae(), torch.randn(2, 4, SIZE, SIZE, generator=stream("edges", "calibrate"))
+    both, *single = (calibrate(base, conditioning(1), vae, given, 4) for given in (pictures, *pictures.split(1)))
+    for name in ("predicted", "noisy"):
+        mean = (getattr(single[0], name) + getattr(single[1], name)) / 2
+        torch.testing.assert_close(getattr(both, name), mean)
+        assert (mean > 0).all() and len(mean) == 4
+    assert both.t_edit in both.times and both.t_boost in both.times
 
 
 def test_what_has_no_bottleneck_is_not_calibrated(comfy, base):
