@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import random
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from bench._sprite_world import CFG, JUDGE, accuracy, context, generate, load_world, prompts
 
 from frozen_diffusion.modules.demo.motion_oracle import read_clips
-from frozen_diffusion.modules.demo.renderer import FRAMES
+from frozen_diffusion.modules.demo.renderer import FRAMES, render
 from frozen_diffusion.modules.demo.train_harivo import ROWS, ablation_file
 from frozen_diffusion.modules.demo.world import MOTIONS, Scene, caption, random_scene
 from frozen_diffusion.modules.host.boot import PACK
@@ -54,9 +55,20 @@ def measure(world, row: str, scenes: list[Scene], seed: int) -> dict[str, float]
     model = sampled_model(world, row)
     clips = torch.cat([generate(world, model, [caption(scene)], seed + number, STEPS, CFG, FRAMES)
                        for number, scene in enumerate(scenes)])
+    return flicker(clips) | {"motion": accuracy(scenes, read_clips(clips).scenes, "motion")}
+
+
+def flicker(clips: Iterable[torch.Tensor]) -> dict[str, float]:
+    """Means of r, d1 and span over clips [F, 3, H, W]."""
     figures = [clip_figures(clip) for clip in clips]
-    means = {key: statistics.fmean(getattr(figure, key) for figure in figures) for key in KEYS}
-    return means | {"motion": accuracy(scenes, read_clips(clips).scenes, "motion")}
+    return {key: statistics.fmean(getattr(figure, key) for figure in figures) for key in KEYS}
+
+
+@torch.inference_mode()
+def truth(world, scenes: list[Scene]) -> dict[str, float]:
+    """What true clips of the scenes have after the VAE: the best that any row can reach."""
+    clips = render(scenes, torch.Generator().manual_seed(0), FRAMES)[0]
+    return flicker(world.vae.decode(world.vae.encode(clip.movedim(1, -1))).movedim(-1, 1).cpu() for clip in clips)
 
 
 def run() -> dict:
@@ -73,4 +85,5 @@ def run() -> dict:
                 "span_over_baseline": figures["full_span"] / figures["baseline_span"],
                 "motion_minus_baseline": figures["full_motion"] - figures["baseline_motion"]}
     return {"figures": figures, "context": context(judge=JUDGE, seeds=seeds, prompts=len(scenes), steps=STEPS, cfg=CFG,
-                                                   alpha=DEFAULT_ALPHA, spread_over_seeds=spread)}
+                                                   alpha=DEFAULT_ALPHA, spread_over_seeds=spread,
+                                                   truth=truth(world, scenes))}
