@@ -5,6 +5,7 @@ Rows: the behaviour of latent_basis.md 8 on a small trained denoiser, and the ab
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,7 @@ from frozen_diffusion.modules.basis.lanczos import lanczos
 from frozen_diffusion.modules.basis.products import Jacobian
 from frozen_diffusion.modules.basis.transport import transport
 from frozen_diffusion.modules.demo.oracle import read_pictures
+from frozen_diffusion.modules.host.encoder import Encoder
 from frozen_diffusion.modules.host.inversion import guider_of
 from frozen_diffusion.modules.host.latent_basis import BasisRequest, EditRequest, compute_basis, edit, encoder_of
 from frozen_diffusion.modules.training.order import stream
@@ -115,9 +117,7 @@ def directions_beat_random_ones(bench: Bench) -> tuple[bool, dict]:
     sigmas = torch.cat([torch.linspace(sigma, 0.1, 15), torch.zeros(1)])
     for sample in range(bench.count):
         latent, basis = latent_at(world, sample, level), bench.bases[sample, level]
-        noise = torch.randn(basis.V[:1].shape, generator=stream("random direction", sample))
-        other = LatentBasis(noise / noise.norm(), basis.U[:1], basis.s[:1], basis.residuals[:1], basis.t, basis.sigma)
-        for name, used in (("v", basis), ("random", other)):
+        for name, used in (("v", basis), ("random", random_direction(basis, sample))):
             rows = edit(world.model, empty(world, 1), latent, sigmas, used,
                         EditRequest(strength=STRENGTH, count=3, method="addition"))[0]
             done = guider_of(world.model, empty(world, 3)).sample(torch.zeros_like(rows), rows, euler(), sigmas,
@@ -137,15 +137,26 @@ def great_circles_are_shorter(bench: Bench) -> tuple[bool, dict]:
     for sample in range(max(1, bench.count // 2)):
         ends = [latent_at(world, 2 * sample + side, 1.0) for side in range(2)]
         encoders = [encoder_of(world.model, empty(world, 1), end, torch.tensor([sigma, 0.0]))[0] for end in ends]
-
-        def tangent(x, encoder=encoders[0]):
-            *_, last = lanczos(Jacobian(encoder.fused, x, push_f=encoder.plain, keep=True), 3)
-            return last.found.U
-
         for name, path in (("lerp", lerp), ("slerp", slerp)):
-            lengths[name].append(semantic_path_length(path(encoders[0].x, encoders[1].x, SEGMENTS), tangent))
+            lengths[name].append(semantic_path_length(path(encoders[0].x, encoders[1].x, SEGMENTS),
+                                                      tangents(encoders[0])))
     means = {name: sum(values) / len(values) for name, values in lengths.items()}
     return means["slerp"] < means["lerp"], {"length": means, "segments": SEGMENTS}
+
+
+def random_direction(basis: LatentBasis, number: int) -> LatentBasis:
+    """A basis of one random unit direction in the place of v_1."""
+    noise = torch.randn(basis.V[:1].shape, generator=stream("random direction", number))
+    return LatentBasis(noise / noise.norm(), basis.U[:1], basis.s[:1], basis.residuals[:1], basis.t, basis.sigma)
+
+
+def tangents(encoder: Encoder) -> Callable[[torch.Tensor], torch.Tensor]:
+    """x -> U [3, ...], the first directions in h at a latent."""
+    def tangent(x: torch.Tensor) -> torch.Tensor:
+        *_, last = lanczos(Jacobian(encoder.fused, x, push_f=encoder.plain, keep=True), 3)
+        return last.found.U
+
+    return tangent
 
 
 def euler():

@@ -22,6 +22,7 @@ import comfy.sd
 import torch
 import torch.nn.functional as F
 from bench._sprite_world import World, load_world, prompts
+from bench.basis_edit import random_direction, tangents
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
@@ -166,7 +167,9 @@ def basis_at(given: Given, number: int, share: float) -> tuple[LatentBasis, Tens
     return compute_basis(given.world.model, given.empty, latent, sigmas, BasisRequest(RANK))[0], latent, sigmas
 
 
-def edited(given: Given, basis: LatentBasis, latent: Tensor, sigmas: Tensor, request: EditRequest) -> Tensor:
+def edited(given: Given, basis: LatentBasis, latent: Tensor, sigmas: Tensor, method: str = GUIDANCE) -> Tensor:
+    """Finished LATENT samples of the first direction, there, still and back; 16 far for latents of 64x64."""
+    request = EditRequest(strength=0.12 * latent.numel() ** 0.5, count=3, method=method)
     rows, _ = edit(given.world.model, given.empty, latent, sigmas, basis, request)
     return given.denoise(rows, float(sigmas[0]))
 
@@ -176,11 +179,8 @@ def directions_against_noise(given: Given) -> dict:
     found = {name: {"clip": [], "low": []} for name in ("v", "random")}
     for number in range(given.count):
         basis, latent, sigmas = basis_at(given, number, 0.7)
-        noise = torch.randn(basis.V[:1].shape, generator=stream("random direction", number))
-        other = LatentBasis(noise / noise.norm(), basis.U[:1], basis.s[:1], basis.residuals[:1], basis.t, basis.sigma)
-        far = 0.12 * latent.numel() ** 0.5              # 16 for latents of 64x64
-        for name, used in (("v", basis), ("random", other)):
-            rows = edited(given, used, latent, sigmas, EditRequest(strength=far, count=3, method=ADDITION))
+        for name, used in (("v", basis), ("random", random_direction(basis, number))):
+            rows = edited(given, used, latent, sigmas, ADDITION)
             pixels = given.pixels(rows)
             seen = given.seen(rows)
             found[name]["clip"].append(None if seen is None else 1 - similarity(seen[[0, 2]], seen[[1, 1]]))
@@ -194,8 +194,7 @@ def guidance_against_addition(given: Given) -> dict:
     for number in range(given.count):
         basis, latent, sigmas = basis_at(given, number, 0.7)
         for method, values in found.items():
-            rows = edited(given, basis, latent, sigmas, EditRequest(strength=0.12 * latent.numel() ** 0.5,
-                                                                    count=3, method=method))
+            rows = edited(given, basis, latent, sigmas, method)
             pixels, seen = given.pixels(rows), given.seen(rows)
             change = None if seen is None else max(1e-6, 1 - similarity(seen[[0, 2]], seen[[1, 1]]))
             away = float(ssim_distance(pixels[[0, 2]], pixels[[1, 1]]).mean())
@@ -210,8 +209,7 @@ def early_edits_are_coarse(given: Given) -> dict:
         values = []
         for number in range(given.count):
             basis, latent, sigmas = basis_at(given, number, share)
-            pixels = given.pixels(edited(given, basis, latent, sigmas, EditRequest(
-                strength=0.12 * latent.numel() ** 0.5, count=3)))
+            pixels = given.pixels(edited(given, basis, latent, sigmas))
             values.append(low_frequency_share(pixels[[0, 2]] - pixels[1]))
         shares[share] = mean(values)
     return shares
@@ -251,13 +249,8 @@ def paths(given: Given) -> dict:
     for number in range(given.count):
         ends = [encoder_of(given.world.model, given.empty, given.noisy(number + side, 1.0), sigmas)[0]
                 for side in range(2)]
-
-        def tangent(x: Tensor, encoder=ends[0]) -> Tensor:
-            *_, last = lanczos(Jacobian(encoder.fused, x, push_f=encoder.plain, pull_f=encoder.fused, keep=True), 3)
-            return last.found.U
-
         for name, path in (("lerp", lerp), ("slerp", slerp)):
-            lengths[name].append(semantic_path_length(path(ends[0].x, ends[1].x, 8), tangent))
+            lengths[name].append(semantic_path_length(path(ends[0].x, ends[1].x, 8), tangents(ends[0])))
     return {name: mean(values) for name, values in lengths.items()}
 
 
