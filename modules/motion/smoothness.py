@@ -90,8 +90,9 @@ class Negatives(nn.Module):
         """Remember h [B, C] of the videos with these numbers; what is oldest leaves."""
         for video, vector in zip(videos, h.detach().to(self.h), strict=True):
             if video not in self.videos:
-                self.h = torch.cat((self.h[1:], vector[None]))
-                self.videos = torch.cat((self.videos[1:], self.videos.new_tensor([video])))
+                for queue, newest in ((self.h, vector), (self.videos, video)):
+                    queue[:-1] = queue[1:].clone()      # no torch.cat: autocast on a CPU has none for float16
+                    queue[-1] = newest
 
     def without(self, video: int) -> Tensor:
         """h [Q, C] of all videos but that one, fp32."""

@@ -93,6 +93,9 @@ def test_the_queue_forgets_what_is_oldest_and_holds_a_video_once():
     queue.push([1, 3, 4], second)
     assert queue.videos.tolist() == [2, 3, 4]
     torch.testing.assert_close(queue.without(3), torch.stack([first[1], second[2]]), atol=2e-3, rtol=1e-3)
+    with torch.autocast("cpu", torch.bfloat16):
+        queue.push([5], first[:1])
+    assert queue.videos.tolist() == [3, 4, 5]
     again = Negatives(5, length=3)
     again.load_state_dict(queue.state_dict())
     assert torch.equal(again.without(9), queue.without(9))
