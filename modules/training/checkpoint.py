@@ -85,5 +85,6 @@ def save_atomically(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping
     try:
         write_whole(path, tensors, metadata, what)
     except OSError as error:
-        kept = "The previous one there is intact." if path.is_file() else "There was none before."
-        raise CheckpointError(f"{error} {kept} The same training goes on from there.") from error
+        kept = ("The previous one there is intact, and the same training goes on from it." if path.is_file()
+                else "There was none before, so the same training begins anew.")
+        raise CheckpointError(f"{error} {kept}") from error
