@@ -17,6 +17,7 @@ import torch
 
 from frozen_diffusion.modules.demo.renderer import FRAMES
 from frozen_diffusion.modules.demo.world import Scene, caption
+from frozen_diffusion.modules.host.clip_noise import ClipNoise
 from frozen_diffusion.modules.host.demo import WEIGHTS, load_sprite_world
 from frozen_diffusion.modules.host.motion import apply_motion
 from frozen_diffusion.modules.host.motion_files import load_motion_file
@@ -62,12 +63,16 @@ def condition(clip, captions: list[str], frames: int = 1) -> list:
 
 @torch.inference_mode()
 def generate(world: World, model, captions: list[str], seed: int, steps: int, cfg: float = CFG,
-             frames: int = 1) -> torch.Tensor:
-    """Captions to pixels [N, frames, 3, 128, 128] by the host's text model, sampler and VAE."""
+             frames: int = 1, shared_noise: float = 0.0) -> torch.Tensor:
+    """Captions to pixels [N, frames, 3, 128, 128] by the host's text model, sampler and VAE.
+
+    shared_noise: a of PYoCo's mixed noise, 0 = independent frames.
+    """
     rows = len(captions) * frames
     latent = torch.zeros(rows, 4, 16, 16, device=comfy.model_management.intermediate_device())
+    noise = ClipNoise(seed, "pyoco mixed" if shared_noise else "iid", shared_noise, frames, frames)
     latent = comfy.sample.sample(
-        model, comfy.sample.prepare_noise(latent, seed), steps, cfg, SAMPLER, SCHEDULER,
+        model, noise.generate_noise({"samples": latent}), steps, cfg, SAMPLER, SCHEDULER,
         condition(world.clip, captions, frames), condition(world.clip, [""]), latent, disable_pbar=True, seed=seed)
     return world.vae.decode(latent).movedim(-1, 1).unflatten(0, (-1, frames)).cpu()
 

@@ -27,6 +27,7 @@ from frozen_diffusion.modules.motion.mitigating_gradient import DEFAULT_ALPHA
 
 RUNS, STEPS, SEED = PACK / "runs", 20, 1100
 NO_GUIDANCE = "no_mg"                   # the full module without mitigating gradient
+NOISE, SHARED = "pyoco", 2.0            # the full module from PYoCo's mixed noise with this a; not the paper's
 KEYS = ("r", "d1", "span")
 
 
@@ -42,7 +43,7 @@ def scenes_for(count: int) -> list[Scene]:
 
 def sampled_model(world, row: str):
     """The MODEL of one row: full guidance but for `no_mg` and `baseline`. Raises FileNotFoundError."""
-    path = ablation_file(Path(RUNS), "full" if row == NO_GUIDANCE else row)
+    path = ablation_file(Path(RUNS), "full" if row in (NO_GUIDANCE, NOISE) else row)
     if not path.is_file():
         raise FileNotFoundError(f"There is no {path}. Train the rows first: python -m frozen_diffusion.cli demo-train "
                                 "harivo-ablation")
@@ -53,7 +54,8 @@ def sampled_model(world, row: str):
 def measure(world, row: str, scenes: list[Scene], seed: int) -> dict[str, float]:
     """Means over the scenes of r, d1 and span, and the fraction whose motion the oracle recognises."""
     model = sampled_model(world, row)
-    clips = torch.cat([generate(world, model, [caption(scene)], seed + number, STEPS, CFG, FRAMES)
+    shared = SHARED if row == NOISE else 0.0
+    clips = torch.cat([generate(world, model, [caption(scene)], seed + number, STEPS, CFG, FRAMES, shared)
                        for number, scene in enumerate(scenes)])
     return flicker(clips) | {"motion": accuracy(scenes, read_clips(clips).scenes, "motion")}
 
@@ -75,7 +77,7 @@ def run() -> dict:
     """Figures of all rows (means over seeds), and those of full against baseline."""
     world, scenes = load_world(), scenes_for(prompts(10))
     seeds = [SEED + 1000 * number for number in range(int(os.environ.get("FROZEN_BENCH_SEEDS", 3)))]
-    rows = {row: [measure(world, row, scenes, seed) for seed in seeds] for row in (*ROWS, NO_GUIDANCE)}
+    rows = {row: [measure(world, row, scenes, seed) for seed in seeds] for row in (*ROWS, NO_GUIDANCE, NOISE)}
     figures, spread = {}, {}
     for row, found in rows.items():
         for key in (*KEYS, "motion"):
