@@ -12,11 +12,11 @@ import statistics
 import comfy.sample
 import torch
 from bench._sprite_world import CFG, SAMPLER, SCHEDULER, condition, context, load_world, prompts, with_motion
-from bench.harivo_ablation import scenes_for
+from bench.harivo_ablation import scenes_for, true_latents
 from comfy.samplers import calculate_sigmas, sampler_object
 from torch import Tensor
 
-from frozen_diffusion.modules.demo.renderer import FRAMES, render
+from frozen_diffusion.modules.demo.renderer import FRAMES
 from frozen_diffusion.modules.demo.world import caption
 from frozen_diffusion.modules.motion.flicker import clip_figures
 
@@ -34,8 +34,7 @@ def taken_over(error: Tensor, noise: Tensor) -> float:
 def run() -> dict:
     """The figures of every row and noise level, means over the clips, and `r_truth` of the true clips after the VAE."""
     world, scenes = load_world(), scenes_for(prompts(4))
-    clips = [world.vae.encode(clip.movedim(1, -1)).cpu()
-             for clip in render(scenes, torch.Generator().manual_seed(0), FRAMES)[0]]
+    clips = true_latents(world, scenes)
     empty, words = condition(world.clip, [""]), [condition(world.clip, [caption(scene)], FRAMES) for scene in scenes]
     sigmas = calculate_sigmas(world.model.get_model_object("model_sampling"), SCHEDULER, STEPS)
 

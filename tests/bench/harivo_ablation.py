@@ -67,10 +67,17 @@ def flicker(clips: Iterable[torch.Tensor]) -> dict[str, float]:
 
 
 @torch.inference_mode()
+def true_latents(world, scenes: list[Scene]) -> list[torch.Tensor]:
+    """True clips of the scenes as the VAE encodes them, each [F, 4, h, w]."""
+    clips = render(scenes, torch.Generator().manual_seed(0), FRAMES)[0]
+    return [world.vae.encode(clip.movedim(1, -1)).cpu() for clip in clips]
+
+
+@torch.inference_mode()
 def truth(world, scenes: list[Scene]) -> dict[str, float]:
     """What true clips of the scenes have after the VAE: the best that any row can reach."""
-    clips = render(scenes, torch.Generator().manual_seed(0), FRAMES)[0]
-    return flicker(world.vae.decode(world.vae.encode(clip.movedim(1, -1))).movedim(-1, 1).cpu() for clip in clips)
+    return flicker(world.vae.decode(latent).movedim(-1, 1).cpu() for latent in true_latents(world, scenes))
+
 
 
 def run() -> dict:
