@@ -10,7 +10,7 @@ from bench._sprite_world import World, condition
 
 from frozen_diffusion.modules.demo.oracle import Reading, read_pictures
 from frozen_diffusion.modules.demo.renderer import render
-from frozen_diffusion.modules.demo.world import Scene, random_scene
+from frozen_diffusion.modules.demo.world import TEXTURE_WORDS, Scene, caption, random_scene
 from frozen_diffusion.modules.host.h_space_sampling import InjectionRequest, injection_sampler
 from frozen_diffusion.modules.host.inversion import guider_of, invert
 from frozen_diffusion.modules.host.t_edit import vae_pixels
@@ -20,7 +20,7 @@ from frozen_diffusion.modules.hspace.trace import HTrace, places
 from frozen_diffusion.modules.training.order import stream
 
 CONTENT, STYLE = ("sprite", "size", "place"), ("colour", "texture")
-DEEP = 7            # skips of sprite world's decoder that carry a sprite's place, size and kind, but little background
+DEEP = 8            # skips of sprite world's decoder: with fewer, a content's place and size do not come over
 BATCH = 20          # pairs at once
 
 
@@ -31,6 +31,7 @@ class Pairs:
     contents: list[Scene]
     originals: list[Scene]
     trace: HTrace
+    kept: list                      # conditioning: what is to stay of the originals, in words
     noise: torch.Tensor             # [N, 4, 16, 16]
     sigmas: torch.Tensor
 
@@ -58,15 +59,21 @@ def empty(world: World, count: int) -> list:
     return condition(world.clip, [""] * count)
 
 
+def background(scene: Scene) -> str:
+    """What an original is to keep, in words: nothing of its sprite, which the content's features have to replace."""
+    return f"a {scene.colour} {TEXTURE_WORDS[scene.texture][0]} background"
+
+
 def pairs(world: World, count: int, seed: int, steps: int) -> Iterator[Pairs]:
-    """`count` pairs in batches, inverted with the empty prompt, as the method's models know no prompt."""
+    """`count` pairs in batches, contents inverted with their captions, originals with words for their background."""
     contents, originals = draw(count, seed)
     for start in range(0, count, BATCH):
         one, two = contents[start:start + BATCH], originals[start:start + BATCH]
-        text = empty(world, len(one))
-        content = invert(world.model, text, latents(world, one, seed + start), steps, deep_skips=DEEP, way_back=False)
-        original = invert(world.model, text, latents(world, two, seed + start + 1), steps, way_back=False)
-        yield Pairs(one, two, content.trace, original.noise, original.sigmas)
+        whole = condition(world.clip, [caption(scene) for scene in one])
+        kept = condition(world.clip, [background(scene) for scene in two])
+        content = invert(world.model, whole, latents(world, one, seed + start), steps, deep_skips=DEEP, way_back=False)
+        original = invert(world.model, kept, latents(world, two, seed + start + 1), steps, way_back=False)
+        yield Pairs(one, two, content.trace, kept, original.noise, original.sigmas)
 
 
 def settings(gamma: float, **changes) -> InjectionSettings:
@@ -84,7 +91,7 @@ def injected(world: World, given: Pairs, wanted: InjectionSettings, gamma_skips:
     """LATENT samples of the originals with the contents injected."""
     sampler = injection_sampler(InjectionRequest(trace or given.trace, wanted, gamma_skips=gamma_skips,
                                                  **{"shared_encoder": True} | request))
-    return guider_of(world.model, empty(world, len(given.noise))).sample(
+    return guider_of(world.model, given.kept).sample(
         torch.zeros_like(given.noise), given.noise, sampler, given.sigmas, disable_pbar=True, seed=0)
 
 

@@ -3,7 +3,7 @@
 Pairs of true pictures that have no attribute in common. `content` is the share of sprite, size and place that are the
 content's, `style` the share of background colour and texture that are the original's; `quality` is the oracle's
 confidence in the sprite it sees. The curves go over gamma for h alone and with the deep skips, which get the same
-gamma.
+gamma. A content is inverted with its caption; an original's prompt names its background, in inversion and sampling.
 """
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench._h_space import CONTENT, DEEP, STYLE, h_alone, injected, pairs, read,
 from bench._sprite_world import JUDGE, context, load_world, prompts
 
 STEPS, SEED = 50, 420
-GAMMAS, T_EDIT = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), 300
+GAMMAS, T_EDIT = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), 100
 ENOUGH = 0.80               # of the style, for a setting to count
 
 

@@ -12,7 +12,6 @@ import torch
 from bench._h_space import (
     CONTENT,
     Pairs,
-    empty,
     injected,
     latents,
     pairs,
@@ -116,8 +115,8 @@ def e(bench: Bench) -> tuple[bool, dict]:
 
 def f(bench: Bench) -> tuple[bool, dict]:
     """|h| goes with the |skip| of its own picture, not of another's; Slerp keeps that, replacement breaks it."""
-    world, count = bench.world, len(bench.batch.originals)
-    found = invert(world.model, empty(world, count), latents(world, bench.batch.originals, SEED + 1), STEPS,
+    world = bench.world
+    found = invert(world.model, bench.batch.kept, latents(world, bench.batch.originals, SEED + 1), STEPS,
                    deep_skips=1, way_back=False).trace
     step = found.nearest(900)
     h, skip, content = (x[step].float() for x in (found.features["h"], found.features["skip0"],

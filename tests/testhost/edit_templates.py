@@ -5,6 +5,7 @@ from .template_parts import OWN_MODEL, Template, drawn, node, video_graph
 
 CONTENT, CONTENT_SEED = "a large watermelon on the right of a green plain background", 5
 STYLE, STYLE_SEED = "a small star on the left of a red striped background", 16
+KEPT = "a red striped background"       # of the style
 OWN_PICTURES = ("\n\n**With your own pictures:** replace *KSampler* and its prompt by *Load Image* and *VAE Encode*, "
                 "and *Load Sprite World* by *Load Checkpoint*. Both pictures need one size.")
 EDIT_STEPS = 50
@@ -16,9 +17,9 @@ def picture(name: str, prompt: str, seed: int) -> dict:
         f"{name} shown": node("PreviewImage", images=[f"{name} decode", 0])}
 
 
-def inverted(name: str, deep_skips: int = 0) -> dict:
-    """The inversion of picture `name`."""
-    return {f"{name} inverted": node("FrozenInvertDDIM", model=["world", 0], positive=["empty", 0], latent=[name, 0],
+def inverted(name: str, deep_skips: int = 0, text: str = "empty") -> dict:
+    """The inversion of picture `name` with the prompt of the node `text`."""
+    return {f"{name} inverted": node("FrozenInvertDDIM", model=["world", 0], positive=[text, 0], latent=[name, 0],
                                      steps=EDIT_STEPS, refinements=0, deep_skips=deep_skips, check=True,
                                      vae=["world", 2])}
 
@@ -47,11 +48,12 @@ def saved(samples: list, name: str) -> dict:
 
 def h_space_content_and_style() -> Template:
     graph = world() | picture("content", CONTENT, CONTENT_SEED) | picture("style", STYLE, STYLE_SEED)
-    graph |= inverted("content", deep_skips=7) | inverted("style")
+    graph |= {"kept": node("CLIPTextEncode", clip=["world", 1], text=KEPT)}
+    graph |= inverted("content", deep_skips=8, text="content prompt") | inverted("style", text="kept")
     graph |= {
-        "injection": injection("content inverted"),
+        "injection": injection("content inverted", gamma="0.6", gamma_skips=0.6, t_edit=100.0),
         "noise": node("DisableNoise"),
-        "guider": node("BasicGuider", model=["world", 0], conditioning=["empty", 0]),
+        "guider": node("BasicGuider", model=["world", 0], conditioning=["kept", 0]),
         "result": node("FrozenRecordHSpace", noise=["noise", 0], guider=["guider", 0], sampler=["injection", 0],
                        sigmas=["style inverted", 2], latent_image=["style inverted", 0], deep_skips=0),
         "what it did": node("PreviewImage", images=["result", 2])}
@@ -63,9 +65,12 @@ def h_space_content_and_style() -> Template:
                             "training.\n\n- **gamma** and **gamma_skips**: how much content. The paper blends the "
                             "bottleneck alone (gamma_skips 0, gamma 0.3), which is enough for pixel models; latent "
                             "models "
-                            "keep much content in the deep skips.\n- Watch the report of *Invert (DDIM)*: below 30 "
-                            "dB the "
-                            "inversion is the problem, not the injection.\n- Keep cfg at 1." + OWN_PICTURES,))
+                            "keep much content in the deep skips.\n- The prompts: all of the *content*; of the "
+                            "*style*, in its inversion and in sampling, what is to stay (here the background) and "
+                            "nothing that the content replaces. With empty prompts less of both comes through.\n- "
+                            "Watch the report of *Invert (DDIM)*: below 30 dB the inversion is the problem, not the "
+                            "injection.\n- Keep cfg at 1."
+                            + OWN_PICTURES,))
 
 
 def h_space_masked() -> Template:
