@@ -20,7 +20,7 @@ from frozen_diffusion.modules.hspace.trace import HTrace, places
 from frozen_diffusion.modules.training.order import stream
 
 CONTENT, STYLE = ("sprite", "size", "place"), ("colour", "texture")
-DEEP = 8            # skips of sprite world's decoder: with fewer, a content's place and size do not come over
+DEEP = 8            # of the 12 skips of sprite world's decoder; with 6 and fewer little of a content comes over
 BATCH = 20          # pairs at once
 
 

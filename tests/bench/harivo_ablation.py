@@ -79,7 +79,6 @@ def truth(world, scenes: list[Scene]) -> dict[str, float]:
     return flicker(world.vae.decode(latent).movedim(-1, 1).cpu() for latent in true_latents(world, scenes))
 
 
-
 def run() -> dict:
     """Figures of all rows (means over seeds), and those of full against baseline."""
     world, scenes = load_world(), scenes_for(prompts(10))
