@@ -144,9 +144,8 @@ class FrozenHSpaceInjectionSampler(io.ComfyNode):
                 HTrace.Input("trace", tooltip="The content, from Invert (DDIM), Record h-Space or Load h-Trace."),
                 io.Combo.Input("preset", options=[CUSTOM, *PRESETS],
                                tooltip="custom: the values below. Others set gamma, t_edit, t_boost, omega and leave "
-                                       "those "
-                                       "below unread. paper 0.3, 400, 200, 0.3; official script: omega 0; painting: "
-                                       "gamma 0.4, t_boost 0, omega 0; face part: omega 0, for a masked trace."),
+                                       "those below unread. paper 0.3, 400, 200, 0.3; official script: omega 0; "
+                                       "painting: gamma 0.4, t_boost 0, omega 0; face part: omega 0, with a mask."),
                 io.String.Input("gamma", default="0.3", tooltip=GAMMA),
                 io.Float.Input("t_edit", default=paper.t_edit, min=0.0, max=1001.0, step=1.0, tooltip=T_EDIT),
                 io.Float.Input("t_boost", default=paper.t_boost, min=0.0, max=1000.0, step=1.0,
@@ -170,6 +169,9 @@ class FrozenHSpaceInjectionSampler(io.ComfyNode):
                                  tooltip="Run the encoder once, and the decoder on both predictions at once: about a "
                                          "quarter faster, with a decoder's memory for twice the batch. Switch off "
                                          "beside packs that replace the U-Net's forward."),
+                io.Float.Input("lead", default=paper.lead, min=0.0, max=1000.0, step=10.0, optional=True,
+                               tooltip="Take the content's features from so many timesteps further on, where less "
+                                       "noise is in them. 0: as in the paper."),
             ],
             outputs=[io.Sampler.Output(tooltip="For SamplerCustom, SamplerCustomAdvanced or Record h-Space.")])
 
@@ -241,8 +243,8 @@ class FrozenMaskHSpace(io.ComfyNode):
                 io.Mask.Input("mask", tooltip="White: here. One mask, or one for each picture of the batch."),
                 io.Float.Input("threshold", default=0.0, min=0.0, max=1.0, step=0.01,
                                tooltip="0: soft edges. Else the mask is white where it is above."),
-                io.Float.Input("strength", default=1.0, min=0.0, max=3.0, step=0.05, tooltip="Factor on the "
-                                                                                             "sampler's gamma."),
+                io.Float.Input("strength", default=1.0, min=0.0, max=3.0, step=0.05,
+                               tooltip="Factor on the sampler's gamma."),
             ],
             outputs=[HTrace.Output(display_name="trace", tooltip="The trace with its region.")])
 

@@ -137,7 +137,7 @@ class InjectedDenoiser:
 
     def set(self, step: int) -> None:
         settings, time = self.request.settings, self.times[step]
-        self.injection.time = time
+        self.injection.time = time - settings.lead
         self.injection.gamma = settings.gamma_at(time, max(1, self.injected))
         self.injection.gamma_skips = self.request.gamma_skips
 

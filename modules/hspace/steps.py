@@ -37,6 +37,7 @@ class InjectionSettings:
         dt_lambda: factor on the direction to x_t on injected steps with t >= 950; of the released code only.
         replace_steps: at most so many steps are injected of a whole schedule, evenly spread.
         auto_gamma: raise gamma where fewer steps are injected than in the paper's setting.
+        lead: the content's features are those of so many timesteps further on, where less noise is in them. Ours.
     """
 
     gamma: Curve = Curve(((0.0, 0.3),))
@@ -47,8 +48,11 @@ class InjectionSettings:
     dt_lambda: float = 1.0
     replace_steps: int = 50
     auto_gamma: bool = False
+    lead: float = 0.0
 
     def __post_init__(self):
+        if not 0 <= self.lead <= T:
+            raise ValueError(f"lead is from 0 (the same timestep) to {T}; {self.lead} was given.")
         if not (math.isfinite(self.omega) and 0 <= self.omega <= 1):
             raise ValueError(f"omega is from 0 (off) to 1 (all original); {self.omega} was given.")
         if self.mode not in ("asymmetric", "symmetric"):

@@ -20,7 +20,9 @@ from frozen_diffusion.modules.hspace.trace import HTrace, places
 from frozen_diffusion.modules.training.order import stream
 
 CONTENT, STYLE = ("sprite", "size", "place"), ("colour", "texture")
-DEEP = 8            # of the 12 skips of sprite world's decoder; with 6 and fewer little of a content comes over
+# Of the 12 skips of sprite world's decoder: with 6 and fewer little of a content comes over. The last three are at full
+# size and hold the noise itself; another picture's in their place leave nothing of either.
+DEEP = 9
 BATCH = 20          # pairs at once
 
 
@@ -31,7 +33,7 @@ class Pairs:
     contents: list[Scene]
     originals: list[Scene]
     trace: HTrace
-    kept: list                      # conditioning: what is to stay of the originals, in words
+    kept: list                      # conditioning for sampling: what is to stay of the originals, in words
     noise: torch.Tensor             # [N, 4, 16, 16]
     sigmas: torch.Tensor
 
@@ -60,19 +62,20 @@ def empty(world: World, count: int) -> list:
 
 
 def background(scene: Scene) -> str:
-    """What an original is to keep, in words: nothing of its sprite, which the content's features have to replace."""
+    """What an original is to keep, in words: nothing of its sprite, whose place the content's is to take."""
     return f"a {scene.colour} {TEXTURE_WORDS[scene.texture][0]} background"
 
 
 def pairs(world: World, count: int, seed: int, steps: int) -> Iterator[Pairs]:
-    """`count` pairs in batches, contents inverted with their captions, originals with words for their background."""
+    """`count` pairs in batches, inverted with their captions: what the words say need not be in the noise."""
     contents, originals = draw(count, seed)
     for start in range(0, count, BATCH):
         one, two = contents[start:start + BATCH], originals[start:start + BATCH]
-        whole = condition(world.clip, [caption(scene) for scene in one])
+        content, original = (
+            invert(world.model, condition(world.clip, [caption(scene) for scene in scenes]),
+                   latents(world, scenes, seed + start + number), steps, deep_skips=skips, way_back=False)
+            for number, (scenes, skips) in enumerate(((one, DEEP), (two, 0))))
         kept = condition(world.clip, [background(scene) for scene in two])
-        content = invert(world.model, whole, latents(world, one, seed + start), steps, deep_skips=DEEP, way_back=False)
-        original = invert(world.model, kept, latents(world, two, seed + start + 1), steps, way_back=False)
         yield Pairs(one, two, content.trace, kept, original.noise, original.sigmas)
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -81,6 +82,23 @@ def test_a_preset_keeps_what_it_does_not_set(comfy, other):
     settings = sampler.extra_options["request"].settings
     assert (settings.mode, settings.replace_steps, settings.omega, settings.t_boost) == ("symmetric", 7, 0.0, 0)
     assert settings.gamma.at(500) == 0.4
+
+
+def test_lead_takes_features_from_further_on(comfy, base, other):
+    """A lead of one step is the trace with its features one step later; beyond its end the last ones stay."""
+    step = 200
+    times = tuple(range(950, -1, -step))
+    trace = replace(other, features={place: x[:len(times)] for place, x in other.features.items()}, times=times)
+    later = replace(trace, features={place: torch.cat([x[1:], x[-1:]]) for place, x in trace.features.items()})
+    plain, ahead, moved = (run(base, injected(*given)) for given in (
+        (trace,), (trace, replace(PLAIN, lead=step)), (later,)))
+    assert torch.equal(ahead, moved) and not torch.equal(ahead, plain)
+
+
+@pytest.mark.parametrize("lead", [-1.0, 1001.0, float("nan")])
+def test_lead_is_within_the_schedule(comfy, other, lead):
+    with pytest.raises(ValueError, match="lead is from 0"):
+        comfy.run("FrozenHSpaceInjectionSampler", trace=other, preset="custom", lead=lead, **SAMPLER)
 
 
 def test_strict_refuses_other_steps_in_the_light_form_too(comfy, base, other):

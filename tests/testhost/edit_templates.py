@@ -8,7 +8,7 @@ STYLE, STYLE_SEED = "a small star on the left of a red striped background", 16
 KEPT = "a red striped background"       # of the style
 OWN_PICTURES = ("\n\n**With your own pictures:** replace *KSampler* and its prompt by *Load Image* and *VAE Encode*, "
                 "and *Load Sprite World* by *Load Checkpoint*. Both pictures need one size.")
-EDIT_STEPS = 50
+EDIT_STEPS, DEEP = 50, 9
 
 
 def picture(name: str, prompt: str, seed: int) -> dict:
@@ -17,11 +17,11 @@ def picture(name: str, prompt: str, seed: int) -> dict:
         f"{name} shown": node("PreviewImage", images=[f"{name} decode", 0])}
 
 
-def inverted(name: str, deep_skips: int = 0, text: str = "empty") -> dict:
-    """The inversion of picture `name` with the prompt of the node `text`."""
-    return {f"{name} inverted": node("FrozenInvertDDIM", model=["world", 0], positive=[text, 0], latent=[name, 0],
-                                     steps=EDIT_STEPS, refinements=0, deep_skips=deep_skips, check=True,
-                                     vae=["world", 2])}
+def inverted(name: str, deep_skips: int = 0, text: str = "") -> dict:
+    """The inversion of picture `name` with the prompt of the node `text`, else its own."""
+    return {f"{name} inverted": node("FrozenInvertDDIM", model=["world", 0], latent=[name, 0],
+                                     positive=[text or f"{name} prompt", 0], steps=EDIT_STEPS, refinements=0,
+                                     deep_skips=deep_skips, check=True, vae=["world", 2])}
 
 
 def world() -> dict:
@@ -29,15 +29,15 @@ def world() -> dict:
 
 
 def injection(trace: str, **changes) -> dict:
-    settings = {"preset": "custom", "gamma": "0.8", "t_edit": 300.0, "t_boost": 0.0, "omega": 0.0, "mode": "asymmetric",
-                "apply_to": "both", "norm_mode": "masked", "check": "model", "gamma_skips": 0.8, "dt_lambda": 1.0,
-                "replace_steps": 50, "auto_gamma": False, "shared_encoder": True}
+    settings = {"preset": "custom", "gamma": "1.0", "t_edit": 200.0, "t_boost": 200.0, "omega": 0.0,
+                "mode": "asymmetric", "apply_to": "both", "norm_mode": "masked", "check": "model", "gamma_skips": 1.0,
+                "dt_lambda": 1.0, "replace_steps": 50, "auto_gamma": False, "shared_encoder": True, "lead": 200.0}
     return node("FrozenHSpaceInjectionSampler", trace=[trace, 0 if trace.startswith(("loaded", "both")) else 1],
                 **(settings | changes))
 
 
-def sampled(latent: list, sigmas: list, sampler: list, model: str = "world") -> dict:
-    return node("SamplerCustom", model=[model, 0], add_noise=False, noise_seed=0, cfg=1.0, positive=["empty", 0],
+def sampled(latent: list, sigmas: list, sampler: list, text: str = "empty") -> dict:
+    return node("SamplerCustom", model=["world", 0], add_noise=False, noise_seed=0, cfg=1.0, positive=[text, 0],
                 negative=["empty", 0], sampler=sampler, sigmas=sigmas, latent_image=latent)
 
 
@@ -49,9 +49,9 @@ def saved(samples: list, name: str) -> dict:
 def h_space_content_and_style() -> Template:
     graph = world() | picture("content", CONTENT, CONTENT_SEED) | picture("style", STYLE, STYLE_SEED)
     graph |= {"kept": node("CLIPTextEncode", clip=["world", 1], text=KEPT)}
-    graph |= inverted("content", deep_skips=8, text="content prompt") | inverted("style", text="kept")
+    graph |= inverted("content", DEEP) | inverted("style")
     graph |= {
-        "injection": injection("content inverted", gamma="0.6", gamma_skips=0.6, t_edit=100.0),
+        "injection": injection("content inverted"),
         "noise": node("DisableNoise"),
         "guider": node("BasicGuider", model=["world", 0], conditioning=["kept", 0]),
         "result": node("FrozenRecordHSpace", noise=["noise", 0], guider=["guider", 0], sampler=["injection", 0],
@@ -65,9 +65,10 @@ def h_space_content_and_style() -> Template:
                             "training.\n\n- **gamma** and **gamma_skips**: how much content. The paper blends the "
                             "bottleneck alone (gamma_skips 0, gamma 0.3), which is enough for pixel models; latent "
                             "models "
-                            "keep much content in the deep skips.\n- The prompts: all of the *content*; of the "
-                            "*style*, in its inversion and in sampling, what is to stay (here the background) and "
-                            "nothing that the content replaces. With empty prompts less of both comes through.\n- "
+                            "keep much content in the deep skips.\n- **lead**: the content's features from further on "
+                            "in the sampling, where less noise is in them.\n- The prompts: each picture is inverted "
+                            "with words for all of it; sampling gets what is to stay (here the background) and nothing "
+                            "that the content replaces. With empty prompts less of both comes through.\n- "
                             "Watch the report of *Invert (DDIM)*: below 30 dB the inversion is the problem, not the "
                             "injection.\n- Keep cfg at 1."
                             + OWN_PICTURES,))
@@ -76,8 +77,9 @@ def h_space_content_and_style() -> Template:
 def h_space_masked() -> Template:
     graph = world() | picture("content", CONTENT, CONTENT_SEED) | picture("style", STYLE, STYLE_SEED)
     graph |= picture("second", "a large house on the left of a black plain background", 6)
-    graph |= inverted("content", deep_skips=7) | inverted("second", deep_skips=7) | inverted("style")
+    graph |= inverted("content", DEEP) | inverted("second", DEEP) | inverted("style")
     graph |= {
+        "kept": node("CLIPTextEncode", clip=["world", 1], text=KEPT),
         "size": node("SolidMask", value=0.0, width=128, height=128),
         "half": node("SolidMask", value=1.0, width=64, height=128),
         "right side": node("MaskComposite", destination=["size", 0], source=["half", 0], x=64, y=0, operation="add"),
@@ -94,7 +96,7 @@ def h_space_masked() -> Template:
                            latent=["style", 0], steps=20, distance="ssim"),
         "calibration": node("PreviewImage", images=["calibrated", 2]),
         "injection": injection("loaded"),
-        "result": sampled(["style inverted", 0], ["style inverted", 2], ["injection", 0])}
+        "result": sampled(["style inverted", 0], ["style inverted", 2], ["injection", 0], "kept")}
     graph |= saved(["result", 0], "masked_injection")
     return Template(graph, ("## Content in a region, and two contents at once\nEach trace gets its own mask: the "
                             "watermelon acts on the right half, the house on the left. *Save h-Trace* keeps both in a "
@@ -117,7 +119,7 @@ def h_space_clip() -> Template:
                                negative=["negative", 0], cfg=5.0),
         "content": node("FrozenRecordHSpace", noise=["content noise", 0], guider=["content guider", 0],
                         sampler=["euler", 0], sigmas=["sigmas", 0], latent_image=["one", 0], deep_skips=7),
-        "injection": injection("content", gamma="0.5", gamma_skips=0.5, t_edit=400.0, check="model"),
+        "injection": injection("content", gamma="0.5", gamma_skips=0.5, t_edit=400.0, t_boost=0.0),
         "noise": node("RandomNoise", noise_seed=7),
         "guider": node("CFGGuider", model=["motion", 0], positive=["positive", 0], negative=["negative", 0], cfg=5.0),
         "sampler": node("SamplerCustomAdvanced", noise=["noise", 0], guider=["guider", 0], sampler=["injection", 0],
@@ -131,7 +133,7 @@ def h_space_clip() -> Template:
 
 
 def h_space_any_sampler() -> Template:
-    graph = world() | picture("content", CONTENT, CONTENT_SEED) | inverted("content", deep_skips=7) | {
+    graph = world() | picture("content", CONTENT, CONTENT_SEED) | inverted("content", DEEP) | {
         "positive": node("CLIPTextEncode", clip=["world", 1], text=STYLE),
         "latent": node("EmptyLatentImage", width=128, height=128, batch_size=1),
         "light": node("FrozenInjectHSpace", model=["world", 0], trace=["content inverted", 1], gamma="0.8",
@@ -158,7 +160,7 @@ def h_space_any_sampler() -> Template:
 
 def noisy(name: str) -> dict:
     """Picture `name` inverted and sampled back down to t 0.7: the latent in which directions are looked for."""
-    return inverted(name) | {
+    return inverted(name, text="empty") | {
         f"{name} split": node("SplitSigmas", sigmas=[f"{name} inverted", 2], step=15),
         f"{name} noisy": sampled([f"{name} inverted", 0], [f"{name} split", 0], ["euler", 0])}
 
