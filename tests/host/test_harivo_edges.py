@@ -5,7 +5,7 @@ import logging
 
 import pytest
 import torch
-from comfy import model_sampling, sampler_helpers, samplers
+from comfy import sampler_helpers, samplers
 from comfy.controlnet import ControlBase
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from motion_examples import TINY, random_motion
@@ -14,7 +14,7 @@ from frozen_diffusion.modules.host.mitigating import mitigate_gradient
 from frozen_diffusion.modules.host.motion import MotionRun, apply_motion, hold_motion, run_of_call
 from frozen_diffusion.modules.motion.mitigating_gradient import MOST, energy, limited_alpha, step_size
 from frozen_diffusion.modules.motion.module import MotionConfig, MotionModule
-from testhost.models import CONTEXT, conditioning, latent, sample
+from testhost.models import CONTEXT, as_flow, conditioning, latent, sample
 
 pytestmark = pytest.mark.usefixtures("unloaded")
 SIZE = (8, 8)
@@ -112,11 +112,8 @@ def test_exact_leaves_clips_that_are_too_short_to_change(base, order, frames):
 
 def test_exact_refuses_flow_models_and_models_loaded_in_parts(base, monkeypatch):
     exact = mitigate_gradient(base, 40.0, "exact")
-    flow = exact.clone()
-    flow.add_object_patch("model_sampling", type("Flow", (
-        model_sampling.ModelSamplingDiscreteFlow, model_sampling.CONST), {})(base.model.model_config))
     with pytest.raises(ValueError, match="flow model. Use mode fast"):
-        sample(flow, 3, steps=1, size=SIZE)
+        sample(as_flow(exact), 3, steps=1, size=SIZE)
     real = sampler_helpers.prepare_sampling
 
     def in_parts(model, *args, **kwargs):
@@ -131,10 +128,7 @@ def test_exact_refuses_flow_models_and_models_loaded_in_parts(base, monkeypatch)
 
 def test_freeinit_on_flow_models(comfy, base, caplog):
     """Pure noise of a flow model holds nothing of a clip: one pass, and a word."""
-    flow = base.clone()
-    flow.add_object_patch("model_sampling", type("Flow", (
-        model_sampling.ModelSamplingDiscreteFlow, model_sampling.CONST), {})(
-            base.model.model_config))
+    flow = as_flow(base)
     freeinit = comfy.run("FrozenFreeInit", sampler=samplers.sampler_object("euler"), iterations=3,
                          filter="gaussian", spatial_cutoff=0.25, temporal_cutoff=0.25, frames_per_clip=0)[0]
     noise, results = torch.randn(4, 4, *SIZE, generator=torch.Generator().manual_seed(0)), {}

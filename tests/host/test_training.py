@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import comfy.lora
 import comfy.model_management
-import comfy.model_sampling
 import comfy.sd
 import comfy.taesd.taesd
 import pytest
@@ -23,7 +22,7 @@ from frozen_diffusion.modules.training.encoded import ClipBatch
 from frozen_diffusion.modules.training.loop import NonFiniteError
 from frozen_diffusion.modules.training.motion import MotionRecipe
 from frozen_diffusion.modules.training.order import stream
-from testhost.models import sample
+from testhost.models import as_flow, sample
 
 DATASET = {"frames": 4, "fps": 8.0, "width": 64, "height": 64, "stride": 0.0, "max_clips": 0, "mirror": False,
            "keep_still": False, "seed": 0}
@@ -290,11 +289,8 @@ def test_wrong_inputs(setup, tiny_sd15, tiny_sdxl, vae):
     for name, value in (("mapping_width", 32), ("frame_tokens", 8)):
         with pytest.raises(ValueError, match=rf"{name} is {value}, but given.safetensors.* has (16|4)\. Set {name}"):
             setup(recipe=MotionRecipe(**{**RECIPE.__dict__, name: value}), warm=wide)
-    flow = model.clone()
-    flow.add_object_patch("model_sampling", type("Flow", (
-        comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST), {})())
     with pytest.raises(ValueError, match="samples by ModelSamplingDiscreteFlow with CONST"):
-        noise_levels(flow, "keep")
+        noise_levels(as_flow(model), "keep")
     with pytest.raises(ValueError, match="with 9 input channels"):
         copy_unet(tiny_sd15(in_channels=9))
     for name in ("../up", "", "a/b", ".hidden"):

@@ -19,9 +19,9 @@ def picture(name: str, prompt: str, seed: int) -> dict:
 
 def inverted(name: str, deep_skips: int = 0, text: str = "") -> dict:
     """The inversion of picture `name` with the prompt of the node `text`, else its own."""
-    return {f"{name} inverted": node("FrozenInvertDDIM", model=["world", 0], latent=[name, 0],
-                                     positive=[text or f"{name} prompt", 0], steps=EDIT_STEPS, refinements=0,
-                                     deep_skips=deep_skips, check=True, vae=["world", 2])}
+    return {f"{name} inverted": node("FrozenInvertDDIM", model=["world", 0], positive=[text or f"{name} prompt", 0],
+                                     latent=[name, 0], steps=EDIT_STEPS, refinements=0, deep_skips=deep_skips,
+                                     check=True, vae=["world", 2])}
 
 
 def world() -> dict:
@@ -76,7 +76,7 @@ def h_space_content_and_style() -> Template:
 
 def h_space_masked() -> Template:
     graph = world() | picture("content", CONTENT, CONTENT_SEED) | picture("style", STYLE, STYLE_SEED)
-    graph |= picture("second", "a large house on the left of a black plain background", 6)
+    graph |= picture("second", "a small mushroom on the left of a black plain background", 6)
     graph |= inverted("content", DEEP) | inverted("second", DEEP) | inverted("style")
     graph |= {
         "kept": node("CLIPTextEncode", clip=["world", 1], text=KEPT),
@@ -95,41 +95,43 @@ def h_space_masked() -> Template:
         "calibrated": node("FrozenCalibrateTimesteps", model=["world", 0], positive=["empty", 0], vae=["world", 2],
                            latent=["style", 0], steps=20, distance="ssim"),
         "calibration": node("PreviewImage", images=["calibrated", 2]),
-        "injection": injection("loaded"),
+        "injection": injection("loaded", t_edit=300.0, t_boost=300.0, lead=300.0, replace_steps=25),
         "result": sampled(["style inverted", 0], ["style inverted", 2], ["injection", 0], "kept")}
     graph |= saved(["result", 0], "masked_injection")
     return Template(graph, ("## Content in a region, and two contents at once\nEach trace gets its own mask: the "
-                            "watermelon acts on the right half, the house on the left. *Save h-Trace* keeps both in a "
-                            "file, with the identity of the model; *Load h-Trace* refuses it on another one.\n\n"
+                            "watermelon acts on the right half, the mushroom on the left. *Save h-Trace* keeps both in "
+                            "a file, with the identity of the model; *Load h-Trace* refuses it on another one.\n\n"
                             "*Calibrate t_edit* shows down to which timestep this model still decides content, from "
                             "pictures of yours; connect it to **t_edit** to use what it finds." + OWN_PICTURES,))
 
 
 def h_space_clip() -> Template:
-    graph = video_graph("a large dog in the middle of a blue striped background, moving left", "content_in_clip")
+    graph = video_graph("a blue striped background, moving left", "content_in_clip")
     del graph["sampler"]
     graph |= {
-        "content prompt": node("CLIPTextEncode", clip=["world", 1], text="a large fox in the middle of a red plain "
-                                                                         "background"),
-        "one": node("EmptyLatentImage", width=128, height=128, batch_size=1),
+        "content prompt": node("CLIPTextEncode", clip=["world", 1],
+                               text="a large fox in the middle of a red plain background, moving left"),
         "euler": node("KSamplerSelect", sampler_name="euler"),
         "sigmas": node("BasicScheduler", model=["motion", 0], scheduler="normal", steps=20, denoise=1.0),
         "content noise": node("RandomNoise", noise_seed=21),
-        "content guider": node("CFGGuider", model=["world", 0], positive=["content prompt", 0],
+        "content guider": node("CFGGuider", model=["motion", 0], positive=["content prompt", 0],
                                negative=["negative", 0], cfg=5.0),
         "content": node("FrozenRecordHSpace", noise=["content noise", 0], guider=["content guider", 0],
-                        sampler=["euler", 0], sigmas=["sigmas", 0], latent_image=["one", 0], deep_skips=7),
-        "injection": injection("content", gamma="0.5", gamma_skips=0.5, t_edit=400.0, t_boost=0.0),
+                        sampler=["euler", 0], sigmas=["sigmas", 0], latent_image=["latent", 0], deep_skips=DEEP),
+        "content decode": node("VAEDecode", samples=["content", 0], vae=["world", 2]),
+        "content sheet": node("FrozenFrameSheet", frames=["content decode", 0], columns=8, every=1),
+        "content shown": node("PreviewImage", images=["content sheet", 0]),
+        "injection": injection("content", gamma="0.8", gamma_skips=0.8, t_edit=600.0, t_boost=0.0),
         "noise": node("RandomNoise", noise_seed=7),
-        "guider": node("CFGGuider", model=["motion", 0], positive=["positive", 0], negative=["negative", 0], cfg=5.0),
+        "guider": node("CFGGuider", model=["motion", 0], positive=["positive", 0], negative=["negative", 0], cfg=3.0),
         "sampler": node("SamplerCustomAdvanced", noise=["noise", 0], guider=["guider", 0], sampler=["injection", 0],
                         sigmas=["sigmas", 0], latent_image=["latent", 0])}
-    return Template(graph, ("## Content into a clip\n*Record h-Space* samples a picture and keeps its bottleneck "
-                            "features; "
-                            "the clip is then sampled with them in every frame. A clip of contents works too: one "
-                            "picture "
-                            "a frame. With the host's context windows each window gets the features of its own frames."
-                            + OWN_MODEL,))
+    return Template(graph, ("## Content into a clip\n*Record h-Space* samples a clip and keeps the bottleneck features "
+                            "of its frames; another clip, whose prompt names its background only, is sampled with "
+                            "them: shape, place and motion come from the first. A single picture works too (an empty "
+                            "latent of one, and *Load Sprite World* in place of the motion module): its features "
+                            "go into every frame. With the host's context windows each window gets the features of its "
+                            "own frames." + OWN_MODEL,))
 
 
 def h_space_any_sampler() -> Template:

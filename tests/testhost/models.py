@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import comfy.model_management
 import comfy.model_patcher
+import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
 import comfy.supported_models
@@ -70,6 +71,15 @@ def tiny_sdxl(dtype: torch.dtype = torch.float32, seed: int = 0, **changes):
     config.unet_config["num_head_channels"] = 16
     config.set_inference_dtype(dtype, None)
     return patcher_around(config, seed)
+
+
+def as_flow(model):
+    """A clone of the MODEL that samples as flow models do."""
+    sampling = comfy.model_sampling
+    kind = type("Flow", (sampling.ModelSamplingDiscreteFlow, sampling.CONST), {})
+    model = model.clone()
+    model.add_object_patch("model_sampling", kind(model.model.model_config))
+    return model
 
 
 def conditioning(seed: int, tokens: int = 77, width: int = CONTEXT, **settings) -> list:
