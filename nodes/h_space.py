@@ -18,8 +18,8 @@ CHECK = ("model: refuses traces of other models, resizes other sizes. strict: al
          "shapes only: takes any model with the same channels.")
 SKIPS = ("Deep skips: blends the skips that the trace recorded too, with this weight. Latent models keep much content "
          "there. Needs a trace with deep_skips. 0: off, as in the paper.")
-DEEP = ("Record the skips into so many decoder blocks too, from the deepest, for gamma_skips. 3: those beside h; 5: "
-        "also the next level, where latent models keep much content. 0: h alone, as in the paper.")
+DEEP = ("Record the skips into so many decoder blocks too, from the deepest, for gamma_skips. 3: those beside h; 9 (of "
+        "SDXL 6): all but those of full size, which hold the noise itself. 0: h alone, as in the paper.")
 
 
 def gamma_inputs() -> list:
