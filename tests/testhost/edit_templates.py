@@ -6,8 +6,9 @@ from .template_parts import OWN_MODEL, Template, drawn, node, video_graph
 CONTENT, CONTENT_SEED = "a large watermelon on the right of a green plain background", 5
 STYLE, STYLE_SEED = "a small star on the left of a red striped background", 16
 KEPT = "a red striped background"       # of the style
-OWN_PICTURES = ("\n\n**With your own pictures:** replace *KSampler* and its prompt by *Load Image* and *VAE Encode*, "
-                "and *Load Sprite World* by *Load Checkpoint*. Both pictures need one size.")
+OWN_PICTURES = ("\n\n**With your own pictures:** replace *KSampler* by *Load Image* and *VAE Encode*, and *Load Sprite "
+                "World* by *Load Checkpoint*. A prompt that goes into *Invert (DDIM)* describes the picture there. "
+                "Both pictures need one size.")
 EDIT_STEPS, DEEP = 50, 9
 
 
