@@ -111,6 +111,9 @@ class FrozenEditAlongBasis(io.ComfyNode):
                 io.Boolean.Input("keep_norm", default=False,
                                  tooltip="Give the latent its length back: strong edits stay pictures, and get "
                                          "weaker."),
+                io.Boolean.Input("by_noise", default=True,
+                                 tooltip="Guidance: strength times the released code's gamma, 0.5 from timestep 850 "
+                                         "up, 1 from 650 up, 2 below. Off: strength alone."),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="Directions x strengths as a batch, still noisy."),
                      io.String.Output(display_name="report", tooltip="What was done, and warnings.")])
@@ -212,18 +215,21 @@ class FrozenBasisReport(io.ComfyNode):
             node_id="FrozenBasisReport",
             display_name="Basis Report",
             category="frozen/latent basis",
-            description="Spectrum with gaps, frequencies, pictures of the directions; with several bases the "
-                        "distances of their tangent spaces, beside that of random ones.",
-            inputs=[LatentBasis.Input("basis", tooltip=BASIS), *further_bases()],
+            description="Spectrum with gaps, frequencies, pictures of the directions and a contact sheet of edits; "
+                        "with several bases the distances of their tangent spaces, beside that of random ones.",
+            inputs=[LatentBasis.Input("basis", tooltip=BASIS), *further_bases(),
+                    io.Image.Input("edits", optional=True,
+                                   tooltip="The decoded pictures of Edit along Basis with direction -1, for a contact "
+                                           "sheet.")],
             outputs=[io.Image.Output(display_name="plot", tooltip="Everything as one picture."),
                      io.String.Output(display_name="report", tooltip="The figures.")])
 
     @classmethod
-    def execute(cls, basis, **others) -> io.NodeOutput:
+    def execute(cls, basis, edits=None, **others) -> io.NodeOutput:
         from ..modules.basis.report import basis_picture, basis_text
         bases = given(basis, others)
         text = basis_text(bases)
-        return io.NodeOutput(basis_picture(bases), text, ui=ui.PreviewText(text))
+        return io.NodeOutput(basis_picture(bases, edits), text, ui=ui.PreviewText(text))
 
 
 class FrozenSaveBasis(io.ComfyNode):

@@ -35,9 +35,14 @@ def carry(source: LatentBasis, direction: int, target: LatentBasis) -> tuple[Lat
 def mean_basis(bases: Sequence[LatentBasis]) -> LatentBasis:
     """The global basis of many latents: U is the Fréchet mean, V the mean of what each latent makes of it.
 
-    To use a direction, carry it to a latent. Raises ValueError for bases whose shapes or timesteps differ.
+    To use a direction, carry it to a latent. Raises ValueError for bases whose shapes, models or timesteps differ.
     """
     first = bases[0]
+    if len({basis.V.shape[1:] for basis in bases}) > 1:
+        raise ValueError("The bases belong to latents of different shapes: " + ", ".join(
+            str(list(basis.V.shape[1:])) for basis in bases) + ". Compute them at one size.")
+    if len({basis.about.get("model", first.about.get("model")) for basis in bases}) > 1:
+        raise ValueError("The bases belong to different models, or to one with other LoRAs. Compute them on the same.")
     if max(abs(basis.t - first.t) for basis in bases) > 1:
         raise ValueError("The bases belong to different timesteps: " + ", ".join(f"{basis.t:.0f}" for basis in bases) +
                          ". Compute them at the same noise level.")

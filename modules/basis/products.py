@@ -33,6 +33,7 @@ class Jacobian:
         h_mask: [h, w] on the grid of h, 1 where h is looked at: M J.
         difference: `push` by central differences, for an f without forward mode.
         keep: `pull` keeps the activations of its first forward pass: faster, for more memory.
+        before: called before every product; what it raises ends the computation.
 
     Raises ValueError for more than one latent, a latent without signal, masks of another size, and numbers that are
     not finite.
@@ -40,12 +41,12 @@ class Jacobian:
 
     def __init__(self, f: Function, x: Tensor, push_f: Function | None = None, pull_f: Function | None = None,
                  x_mask: Tensor | None = None, h_mask: Tensor | None = None, difference: bool = False,
-                 keep: bool = False):
+                 keep: bool = False, before: Callable[[], None] = lambda: None):
         check_latent(x)
         if difference and x.dtype not in STEPS:
             raise ValueError(f"Central differences are too coarse in {x.dtype}. Use float32.")
         self.push_f, self.pull_f = push_f or f, pull_f or f
-        self.difference, self.keep = difference, keep
+        self.difference, self.keep, self.before = difference, keep, before
         self.products = 0
         self._kept = None                       # J^T as a function of u, and the type of its u
         self.dtype = torch.float64 if x.dtype == torch.float64 else torch.float32       # of what is returned
@@ -131,6 +132,7 @@ class Jacobian:
     def _given(self, vector: Tensor, like: Tensor, name: str) -> Tensor:
         if vector.shape != like.shape:
             raise ValueError(f"{name} has the shape {list(vector.shape)}; it must be {list(like.shape)}.")
+        self.before()
         self.products += 1
         return vector.to(self.dtype).to(like.device)
 

@@ -48,8 +48,12 @@ def basis_text(bases: Sequence[LatentBasis]) -> str:
     return "\n".join(lines)
 
 
-def basis_picture(bases: Sequence[LatentBasis]) -> Tensor:
-    """Plots and pictures of the directions as one IMAGE [1, H, W, 3]."""
+def basis_picture(bases: Sequence[LatentBasis], edits: Tensor | None = None) -> Tensor:
+    """Plots and pictures of the directions as one IMAGE [1, H, W, 3].
+
+    edits [N, H, W, 3]: pictures edited along the first basis, those of a direction together; a row each if they are as
+    many for each direction.
+    """
     first = bases[0]
     parts = [line_plot({f"basis {number}": list(enumerate(basis.s.tolist())) for number, basis in enumerate(bases)},
                        "singular values s: how much h moves along each direction", "direction", height=260),
@@ -63,6 +67,9 @@ def basis_picture(bases: Sequence[LatentBasis]) -> Tensor:
                                  f"geodesic distance of tangent spaces, random ones "
                                  f"{random_distance(least, first.U[0].numel()):.2f}"))
     parts.append(direction_sheet(first))
+    if edits is not None:
+        columns, rest = divmod(len(edits), len(first.V))
+        parts.append(to_image(frame_sheet(edits[..., :3], COLUMNS if rest else columns)[0]))
     return as_image(stacked(parts))
 
 

@@ -121,7 +121,9 @@ class Encoder:
     def run(self, x: Tensor, attention: Callable) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
         unet, call = self.unet, self.call
-        options = {**call.options, "optimized_attention_override": attention, "transformer_index": 0}
+        h = torch.cat([x, call.held], 1)
+        options = {**call.options, "optimized_attention_override": attention, "transformer_index": 0,
+                   "original_shape": list(h.shape)}             # what the host's forward sets, for patches
         patches = options.get("patches", {})
         times = timestep_embedding(call.timesteps, unet.model_channels, repeat_only=False)
         emb = unet.time_embed(times.to(x.dtype))
@@ -129,7 +131,6 @@ class Encoder:
             emb = patch(emb, unet.model_channels, options)
         if unet.num_classes is not None:
             emb = emb + unet.label_emb(call.y)
-        h = torch.cat([x, call.held], 1)
         for number, block in enumerate(unet.input_blocks):
             options["block"] = ("input", number)
             h = forward_timestep_embed(block, h, emb, call.context, options)

@@ -16,10 +16,11 @@ from ..basis.directions import one_direction
 from ..basis.guidance import (
     TOO_FAR,
     direct_addition,
-    guided,
     norm_drift,
     normalise,
+    official_scale,
     restore_norm,
+    x_space_guidance,
 )
 from ..basis.lanczos import expected_products, lanczos
 from ..basis.products import Jacobian, finite
@@ -89,7 +90,8 @@ def jacobian_of(encoder: Encoder, mask: Tensor | None = None, mask_space: str = 
         with torch.inference_mode(False), torch.no_grad():
             size = encoder.x.shape[-2:] if mask_space == IN_X else encoder.fused(encoder.x).shape[-2:]
             masks[f"{mask_space}_mask"] = F.interpolate(mask[:1, None].float().clone(), size, mode="area")[0, 0]
-    return Jacobian(encoder.fused, encoder.x, push_f=encoder.plain, pull_f=encoder.fused, keep=True, **masks)
+    return Jacobian(encoder.fused, encoder.x, push_f=encoder.plain, pull_f=encoder.fused, keep=True,
+                    before=comfy.model_management.throw_exception_if_processing_interrupted, **masks)
 
 
 def first_level(sigmas: Tensor) -> float:
@@ -116,6 +118,7 @@ class EditRequest:
     Attributes:
         direction: index in the basis, -1 = each.
         strength, count: see `strengths`; travel in x of unit directions, gamma times steps.
+        by_noise: guidance goes farther at low noise, by the released code's table: strength is the travel at gamma 1.
     """
     direction: int = 0
     strength: float = 16.0
@@ -124,6 +127,7 @@ class EditRequest:
     steps: int = 16
     eta: float = 1.0
     keep_norm: bool = False
+    by_noise: bool = False
 
 
 def edit(model, positive, latent: Tensor, sigmas: Tensor, basis: LatentBasis, request: EditRequest
@@ -141,15 +145,26 @@ def edit(model, positive, latent: Tensor, sigmas: Tensor, basis: LatentBasis, re
         raise ValueError(f"direction is {request.direction}; the basis has directions 0 to {len(basis.V) - 1}. -1 "
                          "takes each of them.")
     chosen = range(len(basis.V)) if request.direction == -1 else [request.direction]
-    pairs = [(index, value) for index in chosen for value in strengths(request.strength, request.count)]
+    t, travel = timestep(model, sigma), request.strength
+    if request.by_noise and request.method == GUIDANCE:
+        travel *= official_scale(t)
+    pairs = [(index, value) for index in chosen for value in strengths(travel, request.count)]
     sampler = EditSampler(sigma, basis.V[[index for index, _ in pairs]], [value for _, value in pairs], request)
     rows = latent.repeat(len(pairs), 1, 1, 1)           # so that the host makes room for all of them
     edited = guider_of(model, positive).sample(torch.zeros_like(rows), rows, sampler, torch.tensor([sigma, 0.0]),
                                                disable_pbar=True, seed=0)
-    text = edit_text(basis, pairs, sampler.drift, timestep(model, sigma))
+    text = edit_text(pairs, sampler.drift, t) + notes(basis, model, t)
+    return edited.to(comfy.model_management.intermediate_device()), text
+
+
+def notes(basis: LatentBasis, model, t: float) -> str:
+    """Lines about a basis that was computed elsewhere than it is used."""
+    text = ""
+    if abs(t - basis.t) > 1:
+        text += f"\nNote: the basis was computed at t {basis.t:.0f}, the latent is at {t:.0f}."
     if basis.about.get("model") not in (None, model_identity(model)):
         text += "\nNote: the basis was computed on another model, or with other LoRAs."
-    return edited.to(comfy.model_management.intermediate_device()), text
+    return text
 
 
 class EditSampler(comfy.samplers.Sampler):
@@ -175,7 +190,10 @@ class EditSampler(comfy.samplers.Sampler):
         x, V = latent_image / scale, self.V.to(latent_image)
         if request.method == GUIDANCE:
             gammas = [value / max(1, request.steps) for value in self.values]
-            moved = guided(x, V, eps, gammas, request.steps, request.eta)
+            moved, bar = x.expand(len(V), -1, -1, -1), comfy.utils.ProgressBar(request.steps)
+            for after in x_space_guidance(x, V, eps, gammas, request.steps, request.eta):
+                moved = after
+                bar.update(1)
         else:
             moved = direct_addition(x, V, self.values)
             if request.method == NORMALISED:
@@ -191,12 +209,10 @@ class EditSampler(comfy.samplers.Sampler):
         return moved
 
 
-def edit_text(basis: LatentBasis, pairs: Sequence[tuple[int, float]], drift: Sequence[float], t: float) -> str:
+def edit_text(pairs: Sequence[tuple[int, float]], drift: Sequence[float], t: float) -> str:
     """What was done, and whether it went too far."""
     lines = [f"{len(pairs)} latents: directions {sorted({index for index, _ in pairs})} x strengths "
              f"{sorted({round(value, 2) for _, value in pairs})} at t {t:.0f}"]
-    if abs(t - basis.t) > 1:
-        lines.append(f"Note: the basis was computed at t {basis.t:.0f}, the latent is at {t:.0f}.")
     worst = max(drift, key=abs)
     if abs(worst) > TOO_FAR:
         lines.append(f"Warning: the latent's norm changed by {worst:+.0%}; beyond {TOO_FAR:.0%} pictures fall apart. "
@@ -226,5 +242,6 @@ def direction_between(model, positive_a, positive_b, latent: Tensor, sigmas: Ten
         found = prompt_direction(difference.cpu(), basis)
         v, told = found.v, f"coverage {found.coverage:.2f} of the basis"
     u = difference.cpu() / difference.norm().cpu()
-    about = {"model": model_identity(model), "solver": "prompt direction"}
-    return one_direction(v, u, timestep(model, sigma), sigma, about), f"direction between two prompts: {told}"
+    about, t = {"model": model_identity(model), "solver": "prompt direction"}, timestep(model, sigma)
+    told = f"direction between two prompts: {told}" + ("" if basis is None else notes(basis, model, t))
+    return one_direction(v, u, t, sigma, about), told

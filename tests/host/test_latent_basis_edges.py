@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from comfy.controlnet import ControlBase
 from comfy.samplers import sampler_object
+from comfy_extras.nodes_hypertile import HyperTile
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+from comfy_extras.nodes_tomesd import TomePatchModel
 
-from frozen_diffusion.modules.basis.directions import carry
+from frozen_diffusion.modules.basis.directions import carry, mean_basis
 from frozen_diffusion.modules.basis.products import Jacobian
 from frozen_diffusion.modules.basis.report import transport_text
 from frozen_diffusion.modules.host import encoder as encoder_module
@@ -23,9 +25,10 @@ from frozen_diffusion.modules.host.latent_basis import (
     direction_between,
     edit,
     encoder_of,
+    jacobian_of,
 )
 from frozen_diffusion.modules.training.order import stream
-from testhost.models import conditioning
+from testhost.models import as_flow, conditioning
 
 pytestmark = pytest.mark.usefixtures("unloaded")
 
@@ -181,3 +184,64 @@ def test_features_that_overflow_are_refused_everywhere(base, found):
                  lambda: direction_between(model, conditioning(1), conditioning(2), noisy(), SIGMAS, found)):
         with pytest.raises(ValueError, match="h is not finite"):
             call()
+
+
+def test_patches_that_ask_for_the_pictures_size_act_on_the_encoder(base):
+    """HyperTile and token merging of the host read it where the host's own forward puts it."""
+    tiled = HyperTile.execute(base, tile_size=1, swap_size=2, max_depth=0, scale_depth=False)[0]
+    for model in (tiled, TomePatchModel.execute(base, ratio=0.5)[0]):
+        ours = encoder_of(model, conditioning(1), noisy(64, 64), SIGMAS)[0]
+        plain = encoder_of(base, conditioning(1), noisy(64, 64), SIGMAS)[0]
+        assert not torch.equal(ours.fused(ours.x), plain.fused(plain.x))
+
+
+def test_an_interrupt_ends_a_product_that_runs_nothing_anew(base):
+    """The pull takes kept activations: no layer of the host's looks at the interrupt there."""
+    jacobian = jacobian_of(encoder_of(base, conditioning(1), noisy(), SIGMAS)[0])
+    jacobian.pull(torch.ones_like(jacobian.h))
+    encoder_module.comfy.model_management.interrupt_current_processing(True)
+    with pytest.raises(encoder_module.comfy.model_management.InterruptProcessingException):
+        jacobian.pull(torch.ones_like(jacobian.h))
+
+
+@pytest.mark.parametrize("level, gamma", [(14.6, 0.5), (3.8, 1.0), (1.0, 2.0)])
+def test_guidance_goes_farther_at_low_noise_by_the_released_table(base, found, level, gamma):
+    """t is about 999, 720 and 360; other methods keep to the strength."""
+    sigmas = torch.tensor([level, 0.0])
+    request = EditRequest(strength=3, count=1, steps=2)
+    by_noise, text = edit(base, conditioning(1), noisy(), sigmas, found, replace(request, by_noise=True))
+    assert torch.equal(by_noise, edit(base, conditioning(1), noisy(), sigmas, found,
+                                      replace(request, strength=3 * gamma))[0])
+    assert f"strengths [{3 * gamma}]" in text
+    added = replace(request, method="addition")
+    assert torch.equal(*(edit(base, conditioning(1), noisy(), sigmas, found, each)[0]
+                         for each in (added, replace(added, by_noise=True))))
+
+
+def test_a_prompt_direction_in_a_basis_from_elsewhere_is_told(base, found):
+    away = replace(found, t=found.t - 200, about={**found.about, "model": "another"})
+    text = direction_between(base, conditioning(1), conditioning(2), noisy(), SIGMAS, away)[1]
+    assert "computed at t" in text and "another model" in text
+    assert "Note" not in direction_between(base, conditioning(1), conditioning(2), noisy(), SIGMAS, found)[1]
+
+
+def test_means_of_bases_that_do_not_belong_together(found):
+    with pytest.raises(ValueError, match=r"different shapes: \[4, 16, 16\], \[4, 15, 16\]"):
+        mean_basis([found, replace(found, V=found.V[:, :, :15])])
+    with pytest.raises(ValueError, match="different models"):
+        mean_basis([found, replace(found, about={"model": "another"})])
+    mean_basis([found, replace(found, about={})])           # made by a script: nothing is known of its model
+
+
+def test_a_report_with_a_contact_sheet(comfy, found):
+    """Two directions with three pictures each: a row a direction, below the rest."""
+    pictures = torch.rand(6, 20, 30, 3, generator=stream("edits"))
+    plain, with_sheet = (comfy.run("FrozenBasisReport", basis=found, **more)[0] for more in ({}, {"edits": pictures}))
+    assert with_sheet.shape[1] == plain.shape[1] + 2 * 20 + 2
+    sheet = with_sheet[0, plain.shape[1]:]
+    torch.testing.assert_close(sheet[22:42, 32:62], pictures[4], rtol=0, atol=1 / 255)
+
+
+def test_flow_sampling_on_a_u_net_is_refused(base):
+    with pytest.raises(ValueError, match="samples by ModelSamplingDiscreteFlow with CONST.*flow or EDM"):
+        compute_basis(as_flow(base), conditioning(1), noisy(), SIGMAS, BasisRequest(rank=1))
