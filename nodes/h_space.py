@@ -164,7 +164,7 @@ class FrozenHSpaceInjectionSampler(io.ComfyNode):
                 io.Int.Input("replace_steps", default=paper.replace_steps, min=1, max=1000,
                              tooltip="At most so many steps of a whole schedule are injected."),
                 io.Boolean.Input("auto_gamma", default=False,
-                                 tooltip="Raise gamma (up to 0.6) where fewer than 30 steps are injected."),
+                                 tooltip="Scale gamma by 30 over the number of injected steps, up to 0.6."),
                 io.Boolean.Input("shared_encoder", default=False,
                                  tooltip="Run the encoder once, and the decoder on both predictions at once: about a "
                                          "quarter faster, with a decoder's memory for twice the batch. Switch off "
@@ -180,7 +180,7 @@ class FrozenHSpaceInjectionSampler(io.ComfyNode):
         return told_of_gamma(gamma)
 
     @classmethod
-    def execute(cls, trace, preset: str, gamma: str, apply_to: str, norm_mode: str, check: str, gamma_skips: float,
+    def execute(cls, trace, preset: str, gamma: str, apply_to: str, norm_mode: str, check: str,
                 shared_encoder: bool, **settings) -> io.NodeOutput:
         from ..modules.host.h_space_sampling import InjectionRequest, injection_sampler
         from ..modules.hspace.curve import parse_curve
@@ -190,7 +190,7 @@ class FrozenHSpaceInjectionSampler(io.ComfyNode):
             known = PRESETS[preset]
             wanted = InjectionSettings(**{**settings, "gamma": known.gamma, "t_edit": known.t_edit,
                                           "t_boost": known.t_boost, "omega": known.omega})
-        return io.NodeOutput(injection_sampler(InjectionRequest(trace, wanted, apply_to, norm_mode, check, gamma_skips,
+        return io.NodeOutput(injection_sampler(InjectionRequest(trace, wanted, apply_to, norm_mode, check,
                                                                 shared_encoder)))
 
 
@@ -242,7 +242,8 @@ class FrozenMaskHSpace(io.ComfyNode):
                 HTrace.Input("trace", tooltip="The content."),
                 io.Mask.Input("mask", tooltip="White: here. One mask, or one for each picture of the batch."),
                 io.Float.Input("threshold", default=0.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="0: soft edges. Else the mask is white where it is above."),
+                               tooltip="0: soft edges. Else a cell of h is white where the mask's mean "
+                                       "in it is above."),
                 io.Float.Input("strength", default=1.0, min=0.0, max=3.0, step=0.05,
                                tooltip="Factor on the sampler's gamma."),
             ],

@@ -1,6 +1,8 @@
 """Runs on a tiny random model that read or replace h-space. Needs a booted host."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -14,9 +16,9 @@ SIZE = 16
 PLAIN = InjectionSettings(t_boost=-1, omega=0.0)
 
 
-def guider(model, cfg=1.0):
+def guider(model, cfg=1.0, positive=None):
     made = comfy.samplers.CFGGuider(model)
-    made.set_conds(conditioning(1), conditioning(2))
+    made.set_conds(positive or conditioning(1), conditioning(2))
     made.set_cfg(cfg)
     return made
 
@@ -25,13 +27,13 @@ def levels(model, steps=5):
     return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", steps)
 
 
-def run(model, sampler, cfg=1.0, steps=5, batch=1, start="noise", seed=5):
-    sigmas = levels(model, steps)
+def run(model, sampler, cfg=1.0, steps=5, batch=1, start="noise", seed=5, positive=None):
     noise = torch.randn(batch, 4, SIZE, SIZE, generator=stream("h-space noise", start))
-    return guider(model, cfg).sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=seed)
+    return guider(model, cfg, positive).sample(noise, torch.zeros_like(noise), sampler, levels(model, steps),
+                                               disable_pbar=True, seed=seed)
 
 
-def record(comfy_host, model, cfg=1.0, steps=5, batch=1, start="noise", deep_skips=0, sampler=None):
+def record(comfy_host, model, cfg=1.0, steps=5, batch=1, start="noise", deep_skips=0, sampler=None, positive=None):
     """(samples, trace) of an Euler run through the node."""
     noise = torch.randn(batch, 4, SIZE, SIZE, generator=stream("h-space noise", start))
 
@@ -42,13 +44,14 @@ def record(comfy_host, model, cfg=1.0, steps=5, batch=1, start="noise", deep_ski
             return noise
 
     output, trace, _ = comfy_host.run(
-        "FrozenRecordHSpace", noise=Noise(), guider=guider(model, cfg), sampler=sampler or comfy_sampler("euler"),
-        sigmas=levels(model, steps), latent_image={"samples": torch.zeros_like(noise)}, deep_skips=deep_skips)
+        "FrozenRecordHSpace", noise=Noise(), guider=guider(model, cfg, positive),
+        sampler=sampler or comfy_sampler("euler"), sigmas=levels(model, steps),
+        latent_image={"samples": torch.zeros_like(noise)}, deep_skips=deep_skips)
     return output["samples"], trace
 
 
-def injected(trace, settings=PLAIN, **request):
-    return injection_sampler(InjectionRequest(trace, settings, **request))
+def injected(trace, settings=PLAIN, gamma_skips=0.0, **request):
+    return injection_sampler(InjectionRequest(trace, replace(settings, gamma_skips=gamma_skips), **request))
 
 
 def comfy_sampler(name):

@@ -12,6 +12,7 @@ from hashlib import blake2b
 from weakref import WeakKeyDictionary
 
 import comfy.model_patcher
+import comfy.model_sampling
 import torch
 import torch.nn.functional as F
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -33,11 +34,25 @@ OPPOSITE = 179.9            # degrees between features from which no way from on
 
 
 def check_bottleneck(model) -> None:
-    """Raises ValueError for a MODEL whose network has no bottleneck."""
+    """Raises ValueError for a MODEL whose network has no bottleneck, or whose noise is not of variance sigma^2 on
+    latents of unit variance."""
     network = model.model.diffusion_model
     if not isinstance(network, UNetModel) or network.middle_block is None:
         raise ValueError(f"h-space is the output of a U-Net's middle block; this MODEL is a {type(network).__name__}, "
                          "which has no bottleneck here. Use a checkpoint of SD1.5, SD2 or SDXL.")
+    sampling = model.get_model_object("model_sampling")
+    if not isinstance(sampling, comfy.model_sampling.EPS) or sampling.sigma_data != 1:
+        kind = " with ".join(base.__name__ for base in type(sampling).__bases__)
+        raise ValueError(f"The MODEL samples by {kind}; h-space here needs the noise of SD1.5, SD2 and SDXL (eps or v "
+                         "prediction). Take away nodes that change its sampling to flow or EDM.")
+
+
+def check_deep_skips(model, deep_skips: int) -> None:
+    """Raises ValueError for more skips than the MODEL's decoder has."""
+    blocks = len(model.model.diffusion_model.output_blocks)
+    if deep_skips > blocks:
+        raise ValueError(f"deep_skips is {deep_skips}; the decoder of this MODEL takes {blocks} skips. Set it to "
+                         f"{blocks} at most; those of full size are better left out.")
 
 
 def model_identity(model) -> str:
@@ -167,7 +182,7 @@ class Injection:
             self.angles += found
             if max(found) > OPPOSITE:
                 self.warn("the content's features point exactly away from the picture's; there they are left out")
-        mask = None if part.mask is None else self.mask(part.mask, x, items)
+        mask = None if part.mask is None else self.mask(part, x, items)
         return inject(x, content, min(1.0, gamma * part.strength), mask, self.norm_mode == MASKED)
 
     def content(self, place: str, x: Tensor, part: HTrace, items: Sequence[int]) -> Tensor:
@@ -184,9 +199,10 @@ class Injection:
             content = F.interpolate(content.float(), x.shape[2:], mode="bilinear", align_corners=False).to(x)
         return content
 
-    def mask(self, mask: Tensor, x: Tensor, items: Sequence[int]) -> Tensor:
-        """The mask for these rows, averaged over the cells of x."""
-        return F.interpolate(self.rows(mask, items, "masks").to(x.device).float(), x.shape[2:], mode="area")
+    def mask(self, part: HTrace, x: Tensor, items: Sequence[int]) -> Tensor:
+        """The part's mask for these rows, averaged over the cells of x and hard from its threshold on."""
+        mask = F.interpolate(self.rows(part.mask, items, "masks").to(x.device).float(), x.shape[2:], mode="area")
+        return (mask > part.threshold).float() if part.threshold else mask
 
     def rows(self, x: Tensor, items: Sequence[int], what: str) -> Tensor:
         if len(x) == 1:

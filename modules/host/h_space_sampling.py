@@ -41,7 +41,6 @@ class InjectionRequest:
     apply_to: str = BOTH
     norm_mode: str = MASKED
     check: str = MODEL
-    gamma_skips: float = 0.0
     shared_encoder: bool = False
 
 
@@ -139,7 +138,7 @@ class InjectedDenoiser:
         settings, time = self.request.settings, self.times[step]
         self.injection.time = time - settings.lead
         self.injection.gamma = settings.gamma_at(time, max(1, self.injected))
-        self.injection.gamma_skips = self.request.gamma_skips
+        self.injection.gamma_skips = settings.gamma_skips
 
     def measures(self) -> dict[str, float]:
         """Means over the calls since the last asking: angle between h and content, |h| / |skip|."""

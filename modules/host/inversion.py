@@ -12,7 +12,14 @@ from torch import Tensor
 
 from ..hspace.steps import euler
 from ..hspace.trace import HTrace, TraceError, places, psnr
-from .h_space import Capture, HSpaceTap, check_bottleneck, model_identity, with_first_patch
+from .h_space import (
+    Capture,
+    HSpaceTap,
+    check_bottleneck,
+    check_deep_skips,
+    model_identity,
+    with_first_patch,
+)
 from .h_space_sampling import REPORT, InjectionReport
 
 LEAST_SNR = 1e-5            # of the last noise level of an inversion: beyond it nothing of the picture is left
@@ -122,9 +129,11 @@ def invert(model, positive, latent: Tensor, steps: int, deep_skips: int = 0, ref
            way_back: bool = True, callback=None) -> Inversion:
     """Invert a LATENT's samples [B, 4, h, w] with the prompt `positive`, without guidance.
 
-    Raises ValueError for a model without bottleneck, for too few steps, and for latents that are zero or not finite.
+    callback: the host's, called on the way there and on the way back. Raises ValueError for a model without
+    bottleneck, for too few steps or decoder blocks, and for latents that are zero or not finite.
     """
     check_invertible(model, latent)
+    check_deep_skips(model, deep_skips)
     latent = comfy.sample.fix_empty_latent_channels(model, latent)
     times, sigmas = inversion_grid(model.get_model_object("model_sampling"), steps)
     recorder = Recorder(len(latent), tuple(latent.shape[-2:]), deep_skips)
@@ -136,7 +145,7 @@ def invert(model, positive, latent: Tensor, steps: int, deep_skips: int = 0, ref
     again = None
     if way_back:
         again = guider_of(model, positive).sample(zeros, noise, comfy.samplers.sampler_object("euler"), down,
-                                                  disable_pbar=True, seed=0).to(device)
+                                                  callback=callback, disable_pbar=True, seed=0).to(device)
     about = {"model": model_identity(model), "from": "inversion", "steps": str(steps)}
     return Inversion(noise, recorder.trace(about), down, again)
 
@@ -177,6 +186,7 @@ def record_run(noise, guider, sampler, sigmas: Tensor, latent: dict, deep_skips:
     Raises ValueError, TraceError.
     """
     check_bottleneck(guider.model_patcher)
+    check_deep_skips(guider.model_patcher, deep_skips)
     samples = comfy.sample.fix_empty_latent_channels(guider.model_patcher, latent["samples"])
     recorder = Recorder(len(samples), tuple(samples.shape[-2:]), deep_skips)
     report = InjectionReport()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import comfy.utils
 import torch
 from torch import Tensor
 
@@ -43,12 +44,14 @@ def calibrate(model, positive, vae, latent: Tensor, steps: int, distance: str = 
     times, sigmas = inversion_grid(model.get_model_object("model_sampling"), steps)
     pixels = decoder(model, vae)
     distances = torch.zeros(2, len(times))                      # of the predicted and the noisy picture
+    bar = comfy.utils.ProgressBar(len(latent) * len(times))
     for picture in latent.split(1):                             # one at a time: the papers take 100
         seen, recorder = [], Recorder(1, tuple(latent.shape[-2:]), 0)
 
         def look(step: int, denoised: Tensor, x: Tensor, _, seen=seen) -> None:
             signal = (1 + float(sigmas[step]) ** 2) ** -0.5
             seen.append((denoised.cpu(), (signal * x).cpu()))   # decoded later: the VAE may push the U-Net out
+            bar.update(1)
 
         guider_of(model, positive).sample(torch.zeros_like(picture), picture, DDIMInversion(recorder, times, 0),
                                           sigmas, callback=look, disable_pbar=True, seed=0)

@@ -36,7 +36,8 @@ class InjectionSettings:
         mode: "asymmetric" changes the predicted x_0 alone, "symmetric" the whole step, which nearly cancels.
         dt_lambda: factor on the direction to x_t on injected steps with t >= 950; of the released code only.
         replace_steps: at most so many steps are injected of a whole schedule, evenly spread.
-        auto_gamma: raise gamma where fewer steps are injected than in the paper's setting.
+        auto_gamma: scale gamma by 30 (the paper's setting) over the number of injected steps, up to 0.6.
+        gamma_skips: weight of the content's deep skips, where the trace has them. Ours; 0 = the paper's.
         lead: the content's features are those of so many timesteps further on, where less noise is in them. Ours.
     """
 
@@ -48,6 +49,7 @@ class InjectionSettings:
     dt_lambda: float = 1.0
     replace_steps: int = 50
     auto_gamma: bool = False
+    gamma_skips: float = 0.0
     lead: float = 0.0
 
     def __post_init__(self):
@@ -86,13 +88,13 @@ class Step:
 
 
 def injected_steps(times: Sequence[float], settings: InjectionSettings) -> list[bool]:
-    """Which steps are injected: at or above t_edit, nearest to a point of the replacement grid, gamma above 0."""
+    """Which steps are injected: at or above t_edit, nearest to a point of the replacement grid, a weight above 0."""
     if not times:
         return []
     count = settings.replace_steps
     grid = [int(point / max(1, count - 1) * (T - 1)) for point in range(count)]
     on_grid = {min(range(len(times)), key=lambda step, point=point: abs(times[step] - point)) for point in grid}
-    return [step in on_grid and time >= settings.t_edit and settings.gamma.at(time) > 0
+    return [step in on_grid and time >= settings.t_edit and max(settings.gamma.at(time), settings.gamma_skips) > 0
             for step, time in enumerate(times)]
 
 

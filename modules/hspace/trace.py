@@ -41,8 +41,9 @@ class HTrace:
     Attributes:
         features: by place (see `places`): [S, B, C, H, W], float16 on the CPU. "h" is always there.
         times: [S] timesteps of the steps, any order.
-        about: model, prompt and the like; "model" is the identity of the U-Net.
+        about: how it was made; "model" is the identity of the U-Net.
         mask: where it acts when injected, [B or 1, 1, H, W] in 0..1 at any size; None = everywhere.
+        threshold: above 0: a cell of h is wholly in the mask if its mean there is above, else out of it.
         strength: factor on gamma.
         others: traces that act beside it, after it.
     """
@@ -51,6 +52,7 @@ class HTrace:
     times: tuple[float, ...]
     about: Mapping[str, str]
     mask: Tensor | None = None
+    threshold: float = 0.0
     strength: float = 1.0
     others: tuple[HTrace, ...] = field(default=())
 
@@ -117,11 +119,10 @@ def beside(first: HTrace, second: HTrace) -> HTrace:
 
 
 def masked(trace: HTrace, mask: Tensor, threshold: float = 0.0, strength: float = 1.0) -> HTrace:
-    """The trace in a region. mask [B or 1, H, W] in 0..1; above 0 `threshold` makes it hard. Raises TraceError."""
+    """The trace in a region. mask [B or 1, H, W] in 0..1; for threshold see HTrace. Raises TraceError."""
     if trace.others:
         raise TraceError("This is several traces in one. Mask each before Merge h-Traces.")
-    mask = (mask > threshold).float() if threshold else mask.float().clamp(0, 1)
-    return replace(trace, mask=mask[:, None].clone(), strength=strength)
+    return replace(trace, mask=mask[:, None].float().clamp(0, 1).clone(), threshold=threshold, strength=strength)
 
 
 def trace_tensors(trace: HTrace) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -131,7 +132,8 @@ def trace_tensors(trace: HTrace) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors |= {f"{number}.{place}": value.contiguous().clone() for place, value in part.features.items()}
         if part.mask is not None:
             tensors[f"{number}.mask"] = part.mask.contiguous()
-        parts.append({"times": part.times, "about": dict(part.about), "strength": part.strength})
+        parts.append({"times": part.times, "about": dict(part.about), "threshold": part.threshold,
+                      "strength": part.strength})
     return tensors, {"format": FORMAT, "format_version": VERSION, "parts": json.dumps(parts)}
 
 
@@ -151,7 +153,7 @@ def read_trace(path: Path) -> HTrace:
         mask = own.pop("mask", None)
         if not all(value.isfinite().all() for value in own.values()):
             raise TraceError(f"{path.name} holds numbers that are not finite. Record the trace again.")
-        parts.append(HTrace(own, tuple(told["times"]), told["about"], mask, told["strength"]))
+        parts.append(HTrace(own, tuple(told["times"]), told["about"], mask, told["threshold"], told["strength"]))
     if not parts or any(H not in part.features or len(part.times) != len(part.features[H]) for part in parts):
         raise TraceError(f"{path.name} is incomplete: features and steps do not agree. Record the trace again.")
     return replace(parts[0], others=tuple(parts[1:]))

@@ -92,7 +92,7 @@ def h_alone(trace: HTrace) -> HTrace:
 def injected(world: World, given: Pairs, wanted: InjectionSettings, gamma_skips: float = 0.0,
              trace: HTrace | None = None, **request) -> torch.Tensor:
     """LATENT samples of the originals with the contents injected."""
-    sampler = injection_sampler(InjectionRequest(trace or given.trace, wanted, gamma_skips=gamma_skips,
+    sampler = injection_sampler(InjectionRequest(trace or given.trace, replace(wanted, gamma_skips=gamma_skips),
                                                  **{"shared_encoder": True} | request))
     return guider_of(world.model, given.kept).sample(
         torch.zeros_like(given.noise), given.noise, sampler, given.sigmas, disable_pbar=True, seed=0)

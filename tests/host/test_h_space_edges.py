@@ -17,11 +17,12 @@ from frozen_diffusion.modules.host.h_space import Injection, model_identity
 from frozen_diffusion.modules.host.inversion import invert
 from frozen_diffusion.modules.host.motion import apply_motion, hold_motion
 from frozen_diffusion.modules.host.t_edit import calibrate
+from frozen_diffusion.modules.hspace.curve import parse_curve
 from frozen_diffusion.modules.hspace.steps import InjectionSettings
-from frozen_diffusion.modules.hspace.trace import HTrace, TraceError, beside
+from frozen_diffusion.modules.hspace.trace import HTrace, TraceError, beside, masked
 from frozen_diffusion.modules.motion.module import MotionConfig
 from frozen_diffusion.modules.training.order import stream
-from testhost.models import conditioning
+from testhost.models import as_flow, conditioning
 
 pytestmark = pytest.mark.usefixtures("unloaded")
 LIGHT = {"gamma": "0.3", "t_edit": 400.0, "apply_to": "both", "norm_mode": "masked", "check": "model",
@@ -198,6 +199,43 @@ def test_each_trace_beside_another_acts_where_it_was_recorded(comfy, base, other
     assert not torch.equal(both, run(base, injected(beside(mixed, mixed), gamma_skips=0.3)))
     with pytest.raises(TraceError, match="deep_skips"):
         run(base, injected(alone, gamma_skips=0.3))
+
+
+def test_the_skips_alone_are_injected_too(comfy, base, other):
+    """gamma 0 leaves h, not the skips; so does the light form."""
+    nothing = replace(PLAIN, gamma=parse_curve("0"))
+    plain = run(base, comfy_sampler("euler"))
+    assert torch.equal(run(base, injected(other, nothing)), plain)
+    assert not torch.allclose(run(base, injected(other, nothing, gamma_skips=0.5)), plain, atol=1e-3)
+    sampler = comfy.run("FrozenHSpaceInjectionSampler", trace=other, preset="custom",
+                        **{**SAMPLER, "gamma": "0", "gamma_skips": 0.5, "t_boost": -1.0})[0]
+    assert torch.equal(run(base, sampler), run(base, injected(other, nothing, gamma_skips=0.5)))
+
+
+def test_more_deep_skips_than_the_decoder_has(comfy, base, tiny_sdxl):
+    xl, latent = tiny_sdxl(), torch.randn(1, 4, SIZE, SIZE, generator=stream("skips"))
+    with pytest.raises(ValueError, match="deep_skips is 10; the decoder of this MODEL takes 9 skips"):
+        invert(xl, conditioning(1), latent, 3, deep_skips=10)
+    with pytest.raises(ValueError, match="deep_skips is 13; the decoder of this MODEL takes 12 skips"):
+        record(comfy, base, deep_skips=13)
+
+
+def test_flow_sampling_on_a_u_net_is_refused(base, other):
+    flow = as_flow(base)
+    for call in (lambda: invert(flow, conditioning(1), torch.ones(1, 4, SIZE, SIZE), 3),
+                 lambda: run(flow, injected(other))):
+        with pytest.raises(ValueError, match="samples by ModelSamplingDiscreteFlow with CONST.*flow or EDM"):
+            call()
+
+
+def test_a_threshold_makes_the_mask_hard_in_the_cells_of_h(base, other):
+    """A cell that is white to six tenths is in, one that is white to three tenths is out."""
+    painted = torch.zeros(1, 20, 20)
+    painted[:, :10, :6], painted[:, :10, 10:13] = 1, 1
+    x = torch.zeros(1, 8, 2, 2)
+    soft, hard = (Injection(other).mask(masked(other, painted, threshold), x, [0]) for threshold in (0.0, 0.5))
+    torch.testing.assert_close(soft[0, 0], torch.tensor([[0.6, 0.3], [0.0, 0.0]]))
+    assert torch.equal(hard[0, 0], torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
 
 
 def test_calibration_takes_the_wrappers_of_the_edit(comfy, base):

@@ -233,7 +233,7 @@ def test_traces_are_found_merged_and_masked():
     mean = merge_mean([one, two], [0.0, 1.0])
     torch.testing.assert_close(mean.features["h"].float(), two.features["h"].float(), rtol=2e-3, atol=2e-3)
     region = masked(one, torch.full((1, 8, 8), 0.6), threshold=0.5, strength=2.0)
-    assert region.mask.shape == (1, 1, 8, 8) and region.mask.min() == 1 and one.mask is None
+    assert region.mask.shape == (1, 1, 8, 8) and region.threshold == 0.5 and one.mask is None
     both = beside(region, two)
     assert len(both.parts) == 2 and both.parts[1] is two
     with pytest.raises(TraceError, match="Merge first"):
@@ -245,13 +245,14 @@ def test_traces_are_found_merged_and_masked():
 
 
 def test_a_trace_survives_its_file(tmp_path):
-    both = beside(masked(trace("one"), torch.ones(1, 8, 8)), trace("two"))
+    both = beside(masked(trace("one"), torch.ones(1, 8, 8), 0.25, 2.0), trace("two"))
     path = tmp_path / "trace.safetensors"
     write_whole(path, *trace_tensors(both), "The h-trace")
     again = read_trace(path)
     assert len(again.parts) == 2 and again.times == both.times and again.about == both.about
     for old, new in zip(both.parts, again.parts, strict=True):
         assert torch.equal(old.features["h"], new.features["h"]) and (old.mask is None) == (new.mask is None)
+        assert (old.threshold, old.strength) == (new.threshold, new.strength)
 
 
 @pytest.mark.parametrize("kind", ["page", "other", "version", "cut", "nan", "short"])
