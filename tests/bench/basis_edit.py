@@ -90,16 +90,24 @@ def directions_are_smooth(bench: Bench) -> tuple[bool, dict]:
 
 
 def guidance_weakens_as_noise_falls(bench: Bench) -> tuple[bool, dict]:
-    """|| J_eps v_1 || falls with t: what the released table of gamma makes up for."""
-    gains = {}
+    """|| J_eps v_1 || falls with t: what the released table of gamma makes up for.
+
+    read_as_picture is <v, sqrt(abar) J_x0 v>; constant is the share of v_1 that is one value a channel.
+    """
+    told = {"gain": {}, "read_as_picture": {}, "constant": {}}
     for level, sigma in LEVELS.items():
-        basis = bench.bases[0, level]
-        latent = latent_at(bench.world, 0, level)
-        moved = edit(bench.world.model, empty(bench.world, 1), latent, torch.tensor([sigma, 0.0]), basis,
-                     EditRequest(strength=1.0, count=1, steps=1))[0]
-        gains[level] = ((moved - latent) * 0.18215 / (1 + sigma ** 2) ** 0.5).norm().item()
-    values = list(gains.values())
-    return values == sorted(values, reverse=True), {"gain": gains}
+        scale, found = (1 + sigma ** 2) ** 0.5, []
+        for sample in range(bench.count):
+            basis, latent = bench.bases[sample, level], latent_at(bench.world, sample, level)
+            moved = edit(bench.world.model, empty(bench.world, 1), latent, torch.tensor([sigma, 0.0]), basis,
+                         EditRequest(strength=1.0, count=1, steps=1))[0]
+            change, v = (moved - latent) * 0.18215 / scale, basis.V[:1]
+            found.append((change.norm(), 1 - sigma / scale * (change * v).sum(),
+                          v.mean((2, 3)).square().sum() * v[0, 0].numel()))
+        for row, value in zip(told.values(), torch.tensor(found).mean(0).tolist(), strict=True):
+            row[level] = value
+    values = list(told["gain"].values())
+    return values == sorted(values, reverse=True), told
 
 
 def transport_loses_coverage(bench: Bench) -> tuple[bool, dict]:

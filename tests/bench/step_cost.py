@@ -1,8 +1,8 @@
 """What an injected step costs beside a plain one, at SD1.5 size on random weights.
 
-`two_call` runs the U-Net twice, `shared_encoder` its encoder once and its decoder twice, `idle` is the sampler with
-hooks present and nothing to inject. All take turns in one process; figures are ratios of medians. 32x32 latents, no
-guidance.
+`two_call` runs the U-Net twice, `shared_encoder` its encoder once and its decoder on twice the batch, `idle` is the
+sampler with hooks present and nothing to inject. All take turns in one process; figures are ratios of medians. 32x32
+latents, no guidance.
 """
 from __future__ import annotations
 
