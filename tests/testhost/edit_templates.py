@@ -6,9 +6,13 @@ from .template_parts import OWN_MODEL, Template, drawn, node, video_graph
 CONTENT, CONTENT_SEED = "a large watermelon on the right of a green plain background", 5
 STYLE, STYLE_SEED = "a small star on the left of a red striped background", 16
 KEPT = "a red striped background"       # of the style
-OWN_PICTURES = ("\n\n**With your own pictures:** replace *KSampler* by *Load Image* and *VAE Encode*, and *Load Sprite "
-                "World* by *Load Checkpoint*. A prompt that goes into *Invert (DDIM)* describes the picture there. "
-                "Both pictures need one size.")
+OWN_PICTURES = ("\n\n**With your own pictures:** replace the *KSampler* that draws each by *Load Image* and *VAE "
+                "Encode*, all of one size, and *Load Sprite World* by *Load Checkpoint*. A prompt that goes into "
+                "*Invert (DDIM)* describes the picture there.")
+OWN_VALUES = ("\n\nThe values here are sprite world's, whose middle block has 2x2 cells. On SD1.5 begin with the "
+              "presets and gamma_skips 0, then raise **gamma** towards 0.6 or **gamma_skips** from 0.3; *Calibrate "
+              "t_edit* finds **t_edit** for your checkpoint.")
+OWN_STRENGTH = ("\n\n**strength** is sprite world's here; 16 suits 512 pixels without a prompt, 64 with one.")
 EDIT_STEPS, DEEP = 50, 9
 
 
@@ -72,7 +76,7 @@ def h_space_content_and_style() -> Template:
                             "that the content replaces. With empty prompts less of both comes through.\n- "
                             "Watch the report of *Invert (DDIM)*: below 30 dB the inversion is the problem, not the "
                             "injection.\n- Keep cfg at 1."
-                            + OWN_PICTURES,))
+                            + OWN_PICTURES + OWN_VALUES,))
 
 
 def h_space_masked() -> Template:
@@ -103,7 +107,8 @@ def h_space_masked() -> Template:
                             "watermelon acts on the right half, the mushroom on the left. *Save h-Trace* keeps both in "
                             "a file, with the identity of the model; *Load h-Trace* refuses it on another one.\n\n"
                             "*Calibrate t_edit* shows down to which timestep this model still decides content, from "
-                            "pictures of yours; connect it to **t_edit** to use what it finds." + OWN_PICTURES,))
+                            "pictures of yours; connect it to **t_edit** to use what it finds." + OWN_PICTURES
+                            + OWN_VALUES + " The masks get the pictures' size.",))
 
 
 def h_space_clip() -> Template:
@@ -132,7 +137,7 @@ def h_space_clip() -> Template:
                             "them: shape, place and motion come from the first. A single picture works too (an empty "
                             "latent of one, and *Load Sprite World* in place of the motion module): its features "
                             "go into every frame. With the host's context windows each window gets the features of its "
-                            "own frames." + OWN_MODEL,))
+                            "own frames." + OWN_MODEL + OWN_VALUES,))
 
 
 def h_space_any_sampler() -> Template:
@@ -158,7 +163,8 @@ def h_space_any_sampler() -> Template:
                             "*h-Space "
                             "Injection Sampler*.\n\n*Latent Calibration Sampler* lets such a patch (or FreeU, or an "
                             "attention edit) act by moving the latent instead: **omega** 0 is the full edit, 1 almost "
-                            "none." + OWN_PICTURES,))
+                            "none." + OWN_PICTURES + " The last *Empty Latent Image* gets the same size."
+                            + OWN_VALUES,))
 
 
 def noisy(name: str) -> dict:
@@ -177,7 +183,7 @@ def basis(name: str, rank: int, label: str = "basis") -> dict:
 def edited(name: str, of: str, **changes) -> dict:
     """The noisy latent of `name` moved along basis `of`, sampled to the end and laid out as a sheet."""
     settings = {"direction": 0, "strength": 12.0, "count": 5, "method": "x-space guidance", "steps": 16, "eta": 1.0,
-                "keep_norm": False} | changes
+                "keep_norm": False, "by_noise": True} | changes
     return {"edit": node("FrozenEditAlongBasis", model=["world", 0], positive=["empty", 0], latent=[f"{name} noisy", 0],
                          sigmas=[f"{name} split", 1], basis=[of, 0], **settings),
             "finish": sampled(["edit", 0], [f"{name} split", 1], ["euler", 0]),
@@ -196,7 +202,8 @@ def basis_world(*pictures: tuple[str, str, int]) -> dict:
 def latent_basis_directions() -> Template:
     graph = basis_world(("picture", "a large fox in the middle of a blue plain background", 6)) | basis("picture", 4)
     graph |= edited("picture", "basis", direction=-1)
-    graph |= {"plot": node("PreviewImage", images=["basis", 1])}
+    graph |= {"report": node("FrozenBasisReport", basis=["basis", 0], edits=["decode", 0]),
+              "plot": node("PreviewImage", images=["report", 0])}
     return Template(graph, ("## Find directions of a picture\nThe picture is inverted and denoised down to t = 0.7. "
                             "There the "
                             "directions are computed that change the bottleneck most, and the contact sheet shows "
@@ -205,7 +212,8 @@ def latent_basis_directions() -> Template:
                             "(smaller **step** of *Split Sigmas*) change more, later ones details.\n- **strength** "
                             "is the "
                             "way in the latent; 16 suits 512 pixels.\n- A prompt instead of the empty one draws the "
-                            "directions towards it." + OWN_PICTURES,))
+                            "directions towards it.\n- *Basis Report* puts the spectrum and the contact sheet on one "
+                            "page." + OWN_PICTURES,))
 
 
 def latent_basis_transport() -> Template:
@@ -226,7 +234,7 @@ def latent_basis_transport() -> Template:
                             "0.3.\n\n*Basis Report* shows how far the tangent spaces are apart, beside random ones. "
                             "*Global "
                             "Basis* is the mean of several pictures' directions; carry its directions in the same way."
-                            + OWN_PICTURES,))
+                            + OWN_PICTURES + OWN_STRENGTH,))
 
 
 def latent_basis_prompt_slider() -> Template:
@@ -241,7 +249,7 @@ def latent_basis_prompt_slider() -> Template:
                             "for the "
                             "bottleneck to look as with the other prompt; within the basis, so that the edit stays "
                             "natural. "
-                            "Unplug **basis** for the steepest way." + OWN_PICTURES,))
+                            "Unplug **basis** for the steepest way." + OWN_PICTURES + OWN_STRENGTH,))
 
 
 EDIT_TEMPLATES = (h_space_content_and_style, h_space_masked, h_space_clip, h_space_any_sampler, latent_basis_directions,

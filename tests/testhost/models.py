@@ -5,6 +5,8 @@ shows in its output. Needs an importable host: use the fixtures `tiny_sd15` and 
 """
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import comfy.model_management
 import comfy.model_patcher
 import comfy.model_sampling
@@ -96,9 +98,9 @@ def latent(frames: int, height: int = 16, width: int = 16) -> dict[str, torch.Te
 
 def sample(model, frames: int, *, steps: int = 2, cfg: float = 4.0, seed: int = 0, sampler: str = "euler",
            scheduler: str = "normal", positive: list | None = None, negative: list | None = None,
-           size: tuple[int, int] = (16, 16)) -> torch.Tensor:
+           size: tuple[int, int] = (16, 16), callback: Callable | None = None) -> torch.Tensor:
     """What KSampler does with `model`; returns latents [frames, 4, height, width]."""
     empty = latent(frames, *size)["samples"]
     noise = comfy.sample.prepare_noise(empty, seed)
     return comfy.sample.sample(model, noise, steps, cfg, sampler, scheduler, positive or conditioning(1),
-                               negative or conditioning(2), empty, disable_pbar=True, seed=seed)
+                               negative or conditioning(2), empty, callback=callback, disable_pbar=True, seed=seed)

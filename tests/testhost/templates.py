@@ -64,7 +64,8 @@ def harivo_text_to_video() -> Template:
                             "for the noise, words of its own for every frame, and a convolution along time. *Apply Motion "
                             "Module* shows a switch for the first two.\n\n- The weights are a reconstruction, trained "
                             "by this pack; the paper's own were never released.\n- For your own: template "
-                            "*train_harivo*." + OWN_MODEL + " It needs a HARIVO file trained for it.", "### Captions" + CAPTIONS))
+                            "*train_harivo*." + OWN_MODEL + " An AnimateDiff file "
+                            "works too, without HARIVO's parts.", "### Captions" + CAPTIONS))
 
 
 def harivo_controlnet() -> Template:
@@ -193,7 +194,7 @@ def train_harivo() -> Template:
                             "**source** to *folder*, exchange *Load Sprite World* for *Load Checkpoint*, set **mapping_width** "
                             "to 128, **trs_from** to 500 and **beta_schedule** to *auto*, and start from an AnimateDiff file: "
                             "connect *Load Motion Module* to **motion_module**. The file's layers then learn at a tenth of "
-                            "the rate of the new parts. **dc** needs at least 65 different videos.\n\nUse clips without "
+                            "the rate of the new parts. **dc** needs at least 64 different videos.\n\nUse clips without "
                             "watermarks. If yours have one: train a spatial LoRA on single frames first, so that it carries "
                             "the watermark, merge it while training, and leave it out when you sample.",))
 
