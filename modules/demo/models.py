@@ -3,7 +3,7 @@ from __future__ import annotations
 
 CONTEXT = 128                               # width of a text token
 
-# SD1.5's blocks at a seventh of its width: every block index is the same. The first level is 64 wide, not 32, since
+# SD1.5's blocks at a fifth to a tenth of its width: every block index is the same. The first level is 64 wide, not 32, since
 # the U-Net's GroupNorm has 32 groups: groups of one channel would take the mean of every channel away, and with it the
 # colour of a flat background.
 UNET = {
