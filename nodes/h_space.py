@@ -242,8 +242,7 @@ class FrozenMaskHSpace(io.ComfyNode):
                 HTrace.Input("trace", tooltip="The content."),
                 io.Mask.Input("mask", tooltip="White: here. One mask, or one for each picture of the batch."),
                 io.Float.Input("threshold", default=0.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="0: soft edges. Else a cell of h is white where the mask's mean "
-                                       "in it is above."),
+                               tooltip="0: soft edges. Else a cell of h is in if its mean is above."),
                 io.Float.Input("strength", default=1.0, min=0.0, max=3.0, step=0.05,
                                tooltip="Factor on the sampler's gamma."),
             ],

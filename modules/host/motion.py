@@ -2,8 +2,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass, replace
 
@@ -23,6 +23,7 @@ from .motion_splice import (
     MotionRun,
     MotionSlot,
     call_slot,
+    carries,
     check_fit,
     motion_options,
     pooled_groupnorm,
@@ -36,6 +37,7 @@ FAMILIES = {"sd15": comfy.supported_models.SD15, "sdxl": comfy.supported_models.
 OFFICIAL, POOLED = "official", "pooled"
 EVERY_STEP, FIRST_STEP, OFF = "every_step", "first_step", "off"
 MAPPING_MODES = (EVERY_STEP, FIRST_STEP, OFF)
+RUNNING = "frozen_motion_running"       # on a U-Net while it is sampled with layers: their source
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,24 @@ def eject(patcher) -> None:
     unsplice(patcher.model.diffusion_model)
 
 
+@contextmanager
+def alone(unet: torch.nn.Module, source: str) -> Iterator[None]:
+    """For the length of a sampling with the motion module `source`: no other one may take its layers out of the U-Net.
+
+    The mark is on the U-Net, which clones of a MODEL share. Layers without it are left over from a run that ended.
+    Raises RuntimeError if another sampling is going on.
+    """
+    if (running := getattr(unet, RUNNING, None)) is not None:
+        raise RuntimeError(f"A sampling with the motion module {source} was started while one with {running} is going "
+                           "on, and both use the same image model. Let the first one end, or load the checkpoint a "
+                           "second time for the other.")
+    setattr(unet, RUNNING, source)
+    try:
+        yield
+    finally:
+        delattr(unet, RUNNING)
+
+
 def inject_if_ejected(patcher) -> None:
     """Before a run: the last one ejected, and a host may find the weights loaded and inject nothing."""
     patcher.inject_model()
@@ -164,15 +184,16 @@ class MotionSampling:
     def around_sampling(self, executor, noise: Tensor, *args, **kwargs):
         """OUTER_SAMPLE: check the request, prepare the run, leave the U-Net clean however the run ends."""
         guider = executor.class_obj
-        options = guider.model_options["transformer_options"]
+        options, unet = guider.model_options["transformer_options"], guider.model_patcher.model.diffusion_model
         options[KEY] = self.prepare(noise.shape[0], guider)
         if handler := guider.model_options.get("context_handler"):
             guider.model_options = {**guider.model_options, "context_handler": windows_over_batch(handler)}
-        try:
-            return executor(noise, *args, **kwargs)
-        finally:
-            guider.model_patcher.eject_model()
-            unsplice(guider.model_patcher.model.diffusion_model)    # also after a failure during loading
+        with alone(unet, self.source):
+            try:
+                return executor(noise, *args, **kwargs)
+            finally:
+                guider.model_patcher.eject_model()
+                unsplice(unet)                      # also after a failure during loading
 
     def prepare(self, batch: int, guider) -> MotionRun:
         """The settings of a run over `batch` frames. Raises ValueError for clips that cannot be made."""
@@ -207,6 +228,10 @@ class MotionSampling:
         if run is None:
             raise RuntimeError("A MODEL with a motion module was called outside of a sampler. Use KSampler "
                                "or SamplerCustomAdvanced, or connect the MODEL without motion module here.")
+        if not carries(executor.class_obj, self.module):
+            raise RuntimeError(f"The layers of the motion module {self.source} are not in the U-Net any more: another "
+                               "use of the same image model began in the middle of this sampling. Let one end before "
+                               "the next, or load the checkpoint a second time for the other.")
         run = run_of_call(run, x.shape[0], transformer_options)
         options = {**transformer_options, KEY: run}
         if run.active and self.maps(transformer_options):
@@ -245,13 +270,32 @@ def run_of_call(run: MotionRun, rows: int, transformer_options: Mapping) -> Moti
 
 
 def windows_over_batch(handler):
-    """A copy of the host's context handler that finds its step when every frame of a batch brings a noise level.
+    """A copy of the host's context handler for frames as the batch.
 
-    The host compares its list of noise levels with the batch's; with frames as the batch their lengths differ.
+    The host looks for its step by comparing its list of noise levels with the batch's, whose lengths differ then; and
+    of a conditioning with a row for every frame it gives each window the first rows.
     """
-    handler = copy(handler)
-    handler.set_step = lambda timestep, model_options: type(handler).set_step(handler, timestep[:1], model_options)
+    handler, kind = copy(handler), type(handler)
+    handler.set_step = lambda timestep, model_options: kind.set_step(handler, timestep[:1], model_options)
+
+    def get_resized_cond(conds, x, window, *args, **kwargs):
+        resized = kind.get_resized_cond(handler, conds, x, window, *args, **kwargs)
+        return resized and [rows_of_window(cond, len(x), window) for cond in resized]
+
+    if handler.dim == 0:
+        handler.get_resized_cond = get_resized_cond
     return handler
+
+
+def rows_of_window(cond: Mapping, frames: int, window) -> dict:
+    """A conditioning with those rows of its inputs to the U-Net that belong to a window, where it has one a frame."""
+    def rows(value):
+        found = getattr(value, "cond", None)
+        if not isinstance(found, Tensor) or len(found) != frames:
+            return value
+        return value._copy_with(window.get_tensor(found, found.device))
+
+    return {**cond, "model_conds": {name: rows(value) for name, value in cond["model_conds"].items()}}
 
 
 def window_length(model_options: Mapping, batch: int) -> int:

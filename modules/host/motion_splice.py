@@ -130,6 +130,14 @@ def unsplice(unet: nn.Module) -> None:
             block._modules.pop(CHILD, None)
 
 
+def carries(unet: nn.Module, module: MotionModule) -> bool:
+    """Whether the layers in the U-Net are those of `module`, all of them and no others."""
+    slots = {part: [block._modules[CHILD] for block in blocks if CHILD in block._modules]
+             for part, blocks in parts(unet).items()}
+    return all([slot.layer.transformer for slot in found] == [layer.transformer for layer in module.layers(part)]
+               for part, found in slots.items())
+
+
 def insert_after(block: nn.Module, name: str, slot: MotionSlot) -> None:
     """Make `slot` the child that follows child `name`. A Sequential runs its children in this order."""
     children = block._modules

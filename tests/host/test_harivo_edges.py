@@ -7,6 +7,7 @@ import pytest
 import torch
 from comfy import sampler_helpers, samplers
 from comfy.controlnet import ControlBase
+from comfy.sample import sample as ksample
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from motion_examples import TINY, random_motion
 
@@ -81,6 +82,25 @@ def test_hints_a_frame_in_windows_are_warned_of(comfy, base, caplog):
     last.set_previous_controlnet(first)
     sample(model, 8, steps=1, size=SIZE, positive=conditioning(1, control=last))
     assert "does not cut ControlNet images" in caplog.text
+
+
+def test_prompts_a_frame_go_with_their_frames_in_windows(comfy, base):
+    """Two windows without overlap are two clips, each with the prompts of its own frames."""
+    model = apply_motion(base, harivo(), frame_tokens=False)        # tokens go by the time in the whole clip
+    noise, words = torch.randn(8, 4, *SIZE, generator=torch.Generator().manual_seed(5)), conditioning(1)[0]
+    text = torch.cat([conditioning(seed)[0][0] for seed in range(8)])
+
+    def clip(model, noise, text):
+        return ksample(model, noise, 2, 4.0, "euler", "normal", [[text, words[1]]], conditioning(2),
+                       torch.zeros_like(noise), disable_pbar=True, seed=0)
+
+    windows, = comfy.run(ContextWindowsManualNode, model=model, context_length=4, context_overlap=0,
+                         context_schedule="standard_static", context_stride=1, closed_loop=False, fuse_method="flat",
+                         dim=0)
+    alone = [clip(model, noise[part], text[part]) for part in (slice(0, 4), slice(4, 8))]
+    torch.testing.assert_close(clip(windows, noise, text), torch.cat(alone), rtol=1e-4, atol=1e-4)
+    one = clip(windows, noise, text[:1])                            # one prompt for all frames
+    torch.testing.assert_close(one[4:], clip(model, noise[4:], text[:1]), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("mode", ["fast", "exact"])

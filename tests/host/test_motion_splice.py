@@ -7,6 +7,7 @@ import pytest
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, Upsample
+from comfy.patcher_extension import CallbacksMP
 from motion_examples import SD15, SDXL, TINY, random_motion
 
 from frozen_diffusion.modules.host.motion import (
@@ -20,6 +21,7 @@ from frozen_diffusion.modules.host.motion import (
 from frozen_diffusion.modules.host.motion_splice import (
     MotionSlot,
     PooledNorm,
+    carries,
     check_fit,
     places,
     pooled_groupnorm,
@@ -217,3 +219,57 @@ def test_a_dropped_model_leaves_nothing(tiny_sd15):
     del model
     assert shape(base.model.diffusion_model) == before
     assert torch.equal(sample(base, 4, size=(8, 8)), plain)
+
+
+def test_samplings_inside_a_sampling(tiny_sd15):
+    """One with another motion module is refused and the outer one goes on; what takes its layers out stops it."""
+    base = tiny_sd15()
+    unet, before = base.model.diffusion_model, shape(base.model.diffusion_model)
+    one, two = (apply_motion(base, hold_motion(TINY, random_motion(seed=seed).state_dict(), f"module {seed}"))
+                for seed in (1, 2))
+    size = {"frames": 4, "size": (8, 8)}
+    alone, plain = sample(one, **size), sample(base, **size)
+
+    def caught(*_):
+        with pytest.raises(RuntimeError, match="module 2 was started while one with module 1 is going on.*second time"):
+            sample(two, **size)
+
+    assert torch.equal(sample(one, **size, callback=caught), alone)
+    with pytest.raises(RuntimeError, match="module 1 are not in the U-Net any more.*Let one end before"):
+        sample(one, **size, callback=lambda *_: comfy.model_management.load_models_gpu([base]))
+    with pytest.raises(RuntimeError, match="module 2 was started"):
+        sample(one, **size, callback=lambda *_: sample(two, **size))
+    assert shape(unet) == before
+    splice(unet, random_motion())       # left over from a run that could not clean up
+    assert torch.equal(sample(one, **size), alone)
+    assert torch.equal(sample(base, **size), plain)
+
+
+def test_layers_of_another_module_are_told_apart(tiny_sd15):
+    unet, bare = tiny_sd15().model.diffusion_model, MotionConfig("sd15", TINY.channels, mid=False)
+    for module in (random_motion(), random_motion(bare)):
+        assert not carries(unet, module)
+        splice(unet, module)
+        assert carries(unet, module) and not carries(unet, random_motion()) and not carries(unet, random_motion(bare))
+        unsplice(unet)
+
+
+def test_a_model_in_parts_samples_as_a_whole_one(tiny_sd15):
+    """The host moves half of the weights away before the first step, as when memory is short; LoRA in both halves."""
+    base = tiny_sd15()
+    model = apply_motion(base, hold_motion(TINY, random_motion().state_dict(), "random"))
+    weights, plain = base.model.diffusion_model.state_dict(), sample(model, 4, size=(8, 8))
+    model.add_patches({f"diffusion_model.{key}": ("diff", (torch.full_like(weights[key], 0.05),))
+                       for key in ("output_blocks.2.1.conv.weight", "input_blocks.1.1.proj_in.weight")})
+    whole, seen = sample(model, 4, size=(8, 8)), []
+    assert not torch.allclose(whole, plain, atol=1e-2)
+
+    def unload_half(patcher):
+        for part in (patcher, *patcher.get_additional_models()):
+            freed = part.partially_unload(part.offload_device, part.model_size() / 2)
+            seen.append(0 < freed < part.model_size())
+        seen.append(patcher.model.model_lowvram and patcher.lowvram_patch_counter() == 1 and patcher.is_injected)
+
+    model.add_callback(CallbacksMP.ON_PRE_RUN, unload_half)
+    torch.testing.assert_close(sample(model, 4, size=(8, 8)), whole, rtol=1e-5, atol=1e-5)
+    assert seen == [True, True, True]

@@ -75,6 +75,16 @@ def tiny_sdxl(dtype: torch.dtype = torch.float32, seed: int = 0, **changes):
     return patcher_around(config, seed)
 
 
+def tiny_flux(seed: int = 0):
+    """A MODEL of Flux's topology, which is no U-Net: two blocks of 32 channels."""
+    config = comfy.supported_models.Flux({
+        "image_model": "flux", "in_channels": 16, "out_channels": 16, "patch_size": 2, "vec_in_dim": 1280,
+        "context_in_dim": CONTEXT, "hidden_size": 32, "mlp_ratio": 2.0, "num_heads": 2, "depth": 1,
+        "depth_single_blocks": 1, "axes_dim": [4, 6, 6], "theta": 10000, "qkv_bias": True, "guidance_embed": False})
+    config.set_inference_dtype(torch.float32, None)
+    return patcher_around(config, seed)
+
+
 def as_flow(model):
     """A clone of the MODEL that samples as flow models do."""
     sampling = comfy.model_sampling
