@@ -150,7 +150,7 @@ class FrozenTrainMotionModule(io.ComfyNode):
                              tooltip="Steps before the TRS loss begins."),
                 io.Float.Input("dc", default=recipe.dc, min=0.0, max=10.0, step=0.001, round=0.0001, optional=True,
                                tooltip="Weight of HARIVO's DC loss (frames of a clip mean the same), e.g. 0.01. "
-                                       "0: off. It begins when 64 clips have been seen."),
+                                       "0: off. It needs 64 different videos and begins when it has seen them."),
                 io.Int.Input("lora_rank", default=recipe.lora_rank, min=0, max=256, optional=True,
                              tooltip="Train only a change of this rank on the temporal attentions. 0: all weights."),
                 io.Float.Input("noise_shift", default=recipe.noise_shift, min=0.1, max=20.0, step=0.1, optional=True,

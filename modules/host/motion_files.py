@@ -52,9 +52,10 @@ def load_motion_file(path: str | Path) -> tuple[LoadedMotion, MotionReport]:
 def report_text(loaded: LoadedMotion, report: MotionReport) -> str:
     """What was loaded, in a few lines."""
     config = loaded.config
+    trained = f", trained on clips of {config.frames} frames" if config.frames else ""
     lines = [f"{loaded.source}: {config.kind}", describe(config),
              f"{report.tensors} tensors, {report.parameters / 1e6:.1f} M parameters",
-             f"beta schedule {config.beta_schedule}, groupnorm {config.groupnorm}, {config.fps:g} fps"]
+             f"beta schedule {config.beta_schedule}, groupnorm {config.groupnorm}, {config.fps:g} fps{trained}"]
     if report.dropped:
         lines.append(f"{len(report.dropped)} tensors that are no motion weights were left out")
     return "\n".join(lines + [f"Warning: {warning}" for warning in report.warnings])

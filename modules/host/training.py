@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..motion.module import MotionConfig, MotionModule, fresh_motion_module
+from ..motion.smoothness import check_videos
 from ..motion.temporal_lora import adapt_attentions, plain_state
 from ..motion.total_loss import LossMemory, TotalLoss, fresh_head
 from ..training.average import MovingAverage, trainable
@@ -87,6 +88,8 @@ class MotionTraining:
         if recipe.scattered and self.config.groupnorm == "pooled":
             raise ValueError("scattered frames were asked for, but the motion module to start from is of AnimateDiff "
                              "v1, whose norms are over all frames of a clip. Train it on runs of frames.")
+        if recipe.dc:
+            check_videos(len({source.video(index) for index in range(len(source))}))
         self.levels = noise_levels(model, self.config.beta_schedule)
         self.warm = warm
         self.codec = HostCodec(vae, clip)
@@ -202,7 +205,8 @@ def module_config(model, source: ClipSource, recipe: MotionRecipe, warm: LoadedM
                 raise ValueError(f"{name} is {wanted}, but {warm.source}, which the training starts from, has {there}. "
                                  f"Set {name} to {there}, or to 0 to keep what it has.")
         schedule = warm.config.beta_schedule if recipe.beta_schedule == AUTO else recipe.beta_schedule
-        return replace(warm.config, fps=clip.fps, beta_schedule="linear" if schedule == "lcm" else schedule,
+        return replace(warm.config, fps=clip.fps, frames=recipe.reach(clip.frames),
+                       beta_schedule="linear" if schedule == "lcm" else schedule,
                        temporal_convolution=recipe.temporal_convolution or warm.config.temporal_convolution,
                        mapping_width=recipe.mapping_width or warm.config.mapping_width,
                        frame_tokens=recipe.frame_tokens or warm.config.frame_tokens,
@@ -215,8 +219,9 @@ def module_config(model, source: ClipSource, recipe: MotionRecipe, warm: LoadedM
     width, levels = base.unet_config["model_channels"], base.unet_config["channel_mult"]
     return MotionConfig(
         family, tuple(width * level for level in levels), max_frames=max(32, recipe.reach(clip.frames)),
-        temporal_convolution=recipe.temporal_convolution, fps=clip.fps, mapping_width=recipe.mapping_width,
-        frame_tokens=recipe.frame_tokens, text_channels=base.unet_config["context_dim"],
+        temporal_convolution=recipe.temporal_convolution, fps=clip.fps, frames=recipe.reach(clip.frames),
+        mapping_width=recipe.mapping_width, frame_tokens=recipe.frame_tokens,
+        text_channels=base.unet_config["context_dim"],
         beta_schedule=FRESH_SCHEDULE if recipe.beta_schedule == AUTO else recipe.beta_schedule)
 
 

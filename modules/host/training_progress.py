@@ -4,7 +4,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from comfy.utils import ProgressBar
 from PIL import Image
@@ -16,6 +16,7 @@ from .training import MotionTraining
 
 PREVIEW_SIDE = 1024         # pixels, the longer side of a sample sheet in the page
 SHEET_COLUMNS = 8
+TERMS = ("denoising", "trs", "dc")      # as the total loss reports them
 
 
 def train_in_node(training: MotionTraining, node_id: str | None) -> Tensor:
@@ -40,13 +41,25 @@ def train_in_node(training: MotionTraining, node_id: str | None) -> Tensor:
 
 
 def spoken(records: Iterator[StepRecord], steps: int) -> Iterator[tuple[StepRecord, str]]:
-    """Each record with a line about it: the loss is a running mean over some 50 steps."""
-    mean = None
+    """Each record with a line about it: the loss is a running mean over some 50 steps.
+
+    Shares of the gradient are measured now and then; the last one stays in the line.
+    """
+    mean, known = None, {}
     for record in records:
         mean = record.loss if mean is None else mean + 0.04 * (record.loss - mean)
+        known |= record.extras
         left = time.strftime("%H:%M:%S", time.gmtime(record.seconds * (steps - record.step)))
-        yield record, (f"step {record.step} of {steps}, loss {mean:.4f}, gradient {record.grad_norm:.2f}, "
-                       f"{record.seconds:.2f} s a step, {left} left")
+        yield record, (f"step {record.step} of {steps}, loss {mean:.4f}{terms_text(known)}, "
+                       f"gradient {record.grad_norm:.2f}, {record.seconds:.2f} s a step, {left} left")
+
+
+def terms_text(known: Mapping[str, float]) -> str:
+    """The terms of the loss, each with its gradient's norm as a share of the denoising loss's, once measured."""
+    def share(name: str) -> str:
+        return f" (gradient {known[key]:.1%} of denoising's)" if (key := f"{name} share") in known else ""
+
+    return "".join(f", {name} {known[name]:.4f}{share(name)}" for name in TERMS if name in known)
 
 
 def preview(frames: Tensor) -> tuple[str, Image.Image, int]:

@@ -55,14 +55,16 @@ def kind_of(config: MotionConfig, names: Names) -> str:
 
 
 def to_metadata(config: MotionConfig) -> dict[str, str]:
-    """What a file of ours says about itself in its metadata."""
-    return {key: str(value) for key, value in asdict(config).items()}
+    """What a file of ours says about itself in its metadata (harivo.md 2.9.2)."""
+    mapping = "every_step" if config.mapping_width else "off"       # training knows no other mode
+    return {key: str(value) for key, value in asdict(config).items()} | {"mapping": mapping}
 
 
 def from_metadata(config: MotionConfig, metadata: Mapping[str, str]) -> MotionConfig:
     """`config` with what cannot be seen in the weights, from the metadata of a file of ours."""
     told = {key: metadata[key] for key in ("kind", "beta_schedule", "groupnorm") if key in metadata}
-    return replace(config, **told, fps=float(metadata.get("fps", config.fps)))
+    return replace(config, **told, fps=float(metadata.get("fps", config.fps)),
+                   frames=int(metadata.get("frames", config.frames)))
 
 
 def check_shapes(config: MotionConfig, weights: Mapping[str, Tensor]) -> None:

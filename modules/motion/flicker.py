@@ -1,4 +1,4 @@
-"""How a clip moves and flickers, in four figures (harivo.md 5)."""
+"""How a clip moves and flickers, in five figures and a curve (harivo.md 5)."""
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -32,6 +32,7 @@ class MotionConfig:
         groupnorm: "pooled" when the image model's ResBlock norms and final norm take their statistics over
             all frames of a clip (AnimateDiff v1), else "per frame".
         fps: frames per second it was trained with.
+        frames: of the clips it was trained on, 0 = not known.
         mapping_width: inner channels of the mapping network, 0 = there is none.
         frame_tokens: tokens a frame, 0 = there is no token generator; text_channels is the width it works in.
     """
@@ -47,6 +48,7 @@ class MotionConfig:
     mapping_width: int = 0
     frame_tokens: int = 0
     text_channels: int = 768
+    frames: int = 0
 
 
 class MotionLayer(NamedTuple):

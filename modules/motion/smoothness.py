@@ -99,6 +99,13 @@ class Negatives(nn.Module):
         return self.h[(self.videos != EMPTY) & (self.videos != video)].float()
 
 
+def check_videos(videos: int) -> None:
+    """Raises ValueError if the queue never grows long enough for DC to begin with clips of so many videos."""
+    if videos < LEAST_NEGATIVES:
+        raise ValueError(f"The DC loss was asked for, but the clips come from {videos} different videos. It compares "
+                         f"videos and begins when it has seen {LEAST_NEGATIVES} of them. Add videos, or set dc to 0.")
+
+
 def decoupled_contrast(h: Tensor, videos: Sequence[int], head: ProjectionHead, negatives: Negatives,
                        generator: torch.Generator) -> Tensor | None:
     """DC of a batch: two random frames of every clip against the queue, both ways; then one of them joins the queue.

@@ -1,7 +1,8 @@
 """HARIVO's total loss: denoising, TRS and DC, each auxiliary kept to a small share of the gradient (harivo.md 2.6).
 
-The paper's weights are not public. Ours are calibrated once, over the first draws in which a term acts: its gradient
-on what is trained has at most a tenth of the norm of the denoising loss's.
+The paper's weights are not public. Ours are calibrated once, over the first ten draws from draw 200 on in which a term
+acts: its gradient on what is trained then has at most a tenth of the norm of the denoising loss's. A step is as many
+draws as it accumulates.
 """
 from __future__ import annotations
 

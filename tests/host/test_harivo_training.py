@@ -11,7 +11,8 @@ from training_examples import RECIPE, Squares, WordClip, inputs, preview_vae, ru
 from frozen_diffusion.modules.host.motion import hold_motion
 from frozen_diffusion.modules.host.private_unet import PrivateUNet
 from frozen_diffusion.modules.host.training import MotionTraining
-from frozen_diffusion.modules.motion import smoothness
+from frozen_diffusion.modules.host.training_progress import spoken
+from frozen_diffusion.modules.motion import smoothness, total_loss
 from frozen_diffusion.modules.motion.module import MotionConfig, fresh_motion_module
 from frozen_diffusion.modules.motion.smoothness import trs_loss
 from testhost.models import CONTEXT
@@ -49,13 +50,46 @@ def test_every_part_learns_and_comes_out(setup):
     assert (result.config.mapping_width, result.config.frame_tokens, result.config.text_channels) == (8, 2, CONTEXT)
 
 
-def test_the_terms_are_reported(setup):
-    training, seen = setup(), []
+def run_extras(training) -> list[set[str]]:
+    """What is reported of every step."""
     with torch.inference_mode():
         list(training.encode())
-        for record in training.records():
-            seen.append(set(record.extras))
+        return [set(record.extras) for record in training.records()]
+
+
+def test_the_terms_are_reported(setup):
+    seen = run_extras(setup())
     assert "trs" not in seen[1] and {"denoising", "trs", "dc"} <= seen[-1]
+
+
+def test_the_line_about_a_step_keeps_the_last_share_of_each_term(setup, monkeypatch):
+    """Shares are measured in draws 0 and 4 here; before that, and for a plain training, the line has none."""
+    monkeypatch.setattr(total_loss, "REPORT_EVERY", 4)
+    training = setup(replace(HARIVO, trs_from=0))
+    with torch.inference_mode():
+        list(training.encode())
+        told = list(spoken(training.records(), HARIVO.steps))
+    shares = [[part for part in text.split(", ") if "(gradient " in part] for _, text in told]
+    assert [len(part) for part in shares] == [1, 1, 1, 1, 2, 2]         # DC begins after the first draw
+    last = {name: f"(gradient {told[4][0].extras[f'{name} share']:.1%} of denoising's)" for name in ("trs", "dc")}
+    record, text = told[5]
+    assert "trs share" not in record.extras
+    for name in ("trs", "dc"):
+        assert f", {name} {record.extras[name]:.4f} {last[name]}" in text
+    assert f", denoising {record.extras['denoising']:.4f}, trs" in text
+
+
+def test_too_few_videos_for_the_contrastive_loss_are_refused(setup, monkeypatch):
+    """64 different videos suffice; fewer would leave the loss out for ever."""
+    monkeypatch.setattr(smoothness, "LEAST_NEGATIVES", 4)
+    with pytest.raises(ValueError, match="from 3 different videos.*has seen 4 of them. Add videos, or set dc to 0"):
+        setup()
+    setup(replace(HARIVO, dc=0.0))
+    monkeypatch.setattr(smoothness, "LEAST_NEGATIVES", 3)
+    assert "dc" in run_extras(setup(replace(HARIVO, batch_size=1)))[-1]
+    monkeypatch.setattr(Squares, "video", lambda self, index: "one")
+    with pytest.raises(ValueError, match="from 1 different videos"):
+        setup()
 
 
 def test_a_cancelled_training_with_all_losses_goes_on_bit_for_bit(setup):

@@ -1,4 +1,5 @@
 """Load and Save Motion Module: files as users have them, through the nodes."""
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from frozen_diffusion.modules.host import motion_files
 from frozen_diffusion.modules.host.motion import hold_motion
 from frozen_diffusion.modules.motion.files import read_motion_file, write_motion_file
 from frozen_diffusion.modules.motion.mistakes import MotionFileError
-from testhost.models import sample
+from testhost.models import CONTEXT, sample
+
+HARIVO = replace(TINY, temporal_convolution=True, mapping_width=8, frame_tokens=2, text_channels=CONTEXT, frames=12)
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +77,11 @@ def test_foreign_files_load_and_sample(comfy, folder, tiny_sd15):
 
 
 def test_warnings_are_in_the_report(comfy, folder):
-    state = without_codes(random_motion().state_dict())
+    state = {key: value.zero_() if ".proj_out." in key else value
+             for key, value in without_codes(random_motion().state_dict()).items()}
     save_file({**state, "conv_out.weight": torch.zeros(4)}, folder / "lcm.safetensors")
     _, report = load(comfy, "lcm.safetensors")
+    assert "Warning: untrained: every output projection is zero" in report
     assert "animatelcm" in report and "Warning: the file has no position codes" in report
     assert "1 tensors that are no motion weights" in report
 
@@ -93,6 +98,9 @@ class Payload:
     ("lora.safetensors", {"lora": True}, "motion LoRA"),
     ("inf.safetensors", {"inf": True}, "NaN or"),
     ("shape.safetensors", {"shape": True}, "1 of wrong shape"),
+    ("missing.safetensors", {"missing": True}, "not whole. Tensors 1 missing: down_blocks.0.motion_modules.0"),
+    ("extra.safetensors", {"tensors": "down_blocks.0.motion_modules.0.temporal_transformer.surprise", "motion": True},
+     "1 unknown: down_blocks.0.*surprise"),
     ("adapter.safetensors", {"tensors": "down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.up"
                              ".weight"}, "domain adapter.*Load LoRA"),
     ("control.safetensors", {"tensors": "control_model.input_hint_block.0.weight"}, "Load ControlNet"),
@@ -111,6 +119,8 @@ def test_wrong_files_through_the_node(comfy, folder, name, content, match):
         if "shape" in content:
             name_of_first = next(iter(state))
             state[name_of_first] = state[name_of_first][:-1].clone()
+        if "missing" in content:
+            del state[next(name for name in state if name.endswith(".norm.weight"))]
         if "tensors" in content:
             state = {**(state if "motion" in content else {}), content["tensors"]: torch.ones(4)}
         if "lora" in content:
@@ -127,16 +137,20 @@ def test_wrong_files_through_the_node(comfy, folder, name, content, match):
     assert name in str(error.value)
 
 
-def test_save_and_load_again(comfy):
+@pytest.mark.parametrize("config", [TINY, HARIVO], ids=["plain", "harivo"])
+def test_save_and_load_again(comfy, config):
     """Numbered as the host's savers do, under the output folder, with what is known about the module."""
-    module = hold_motion(TINY, random_motion().state_dict(), "trained", {"licence": "CC0", "steps": "7"})
-    settings = {"motion_module": module, "filename_prefix": "motion_modules/test", "licence": ""}
+    module = hold_motion(config, random_motion(config).state_dict(), "trained", {"licence": "CC0", "steps": "7"})
+    name = "harivo" if config == HARIVO else "plain"
+    settings = {"motion_module": module, "filename_prefix": f"motion_modules/{name}", "licence": ""}
     paths = [Path(comfy.run("FrozenSaveMotionModule", **settings, train_data=data)[0]) for data in ("", "sprites")]
-    assert [path.name for path in paths] == ["test_00001_.safetensors", "test_00002_.safetensors"]
+    assert [path.name for path in paths] == [f"{name}_00001_.safetensors", f"{name}_00002_.safetensors"]
     assert paths[0].parent == Path(comfy.folder_paths.get_output_directory()) / "motion_modules"
     again, report = motion_files.load_motion_file(paths[1])
-    assert again.config == TINY and not report.warnings
-    assert all(torch.equal(value, again.module.state_dict()[key]) for key, value in module.module.state_dict().items())
+    assert again.config == config and not report.warnings
+    before, after = module.module.state_dict(), again.module.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(value, after[key]) for key, value in before.items())
+    assert ("trained on clips of 12 frames" in motion_files.report_text(again, report)) == (config == HARIVO)
     assert (again.metadata["licence"], again.metadata["train_data"], again.metadata["steps"]) == ("CC0", "sprites", "7")
 
 

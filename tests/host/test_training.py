@@ -347,12 +347,13 @@ def test_the_command_trains_resumes_and_writes_a_file(tiny_sd15, vae, tmp_path, 
         Image.fromarray(frame.permute(1, 2, 0).numpy()).save(sequence / f"{index}.png")
     out = tmp_path / "mine.safetensors"
     options = ["train", "motion", "--data", str(tmp_path / "clips"), "--checkpoint", "model.safetensors",
-               "--frames", "4", "--size", "64x64", "--lr", "1e-3", "--out", str(out)]
+               "--frames", "4", "--size", "64x64", "--lr", "1e-3", "--trs", "0.05", "--trs-from", "0",
+               "--out", str(out)]
     assert cli.main([*options, "--steps", "1"]) == 0
     assert cli.main([*options, "--steps", "2", "--sample-every", "2"]) == 0
     said = capsys.readouterr().out
     assert "walk: has no caption" in said and "step 2 of 2" in said and f"written: {out}" in said
-    assert (tmp_path / "mine_000002.png").is_file()
+    assert (tmp_path / "mine_000002.png").is_file() and ", trs 0." in said and " (gradient " in said
     loaded, _ = load_motion_file(out)
     assert loaded.config.beta_schedule == "sqrt_linear" and loaded.metadata["train_steps"] == "2"
     assert cli.main([*options, "--steps", "2", "--seed", "1"]) == 1

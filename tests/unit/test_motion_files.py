@@ -22,6 +22,7 @@ from frozen_diffusion.modules.motion.mistakes import MotionFileError
 from frozen_diffusion.modules.motion.module import MotionConfig, MotionModule, fresh_motion_module
 
 SMALL = (32, 32, 32, 32)
+HARIVO = replace(TINY, temporal_convolution=True, mapping_width=8, frame_tokens=2, text_channels=64)
 
 
 def load(path):
@@ -123,9 +124,24 @@ def test_animatelcm_and_pia():
     assert any("PIA" in warning for warning in report.warnings)
 
 
+def test_metadata_tell_what_the_weights_cannot(tmp_path):
+    """What harivo.md 2.9.2 lists; files written before some of it was told load as they did."""
+    config = replace(HARIVO, beta_schedule="sqrt_linear", frames=12, fps=6.0)
+    write_motion_file(tmp_path / "new.safetensors", random_motion(config), {"train_data": "clips", "licence": "CC0"})
+    state, told = load(tmp_path / "new.safetensors")
+    assert told.items() >= {"format_version": "1", "frames": "12", "fps": "6.0", "frame_tokens": "2",
+                            "mapping": "every_step", "beta_schedule": "sqrt_linear", "family": "sd15",
+                            "train_data": "clips", "licence": "CC0"}.items()
+    assert read_motion_state(state, told)[0] == config
+    old = {key: value for key, value in told.items() if key not in ("frames", "mapping")}
+    assert read_motion_state(state, old)[0] == replace(config, frames=0)
+    write_motion_file(tmp_path / "plain.safetensors", random_motion())
+    assert load(tmp_path / "plain.safetensors")[1]["mapping"] == "off"
+
+
 @pytest.mark.parametrize("convolution", [False, True])
 def test_our_format_round_trip(tmp_path, convolution):
-    config = replace(TINY, temporal_convolution=convolution, fps=12.0, groupnorm="pooled")
+    config = replace(TINY, temporal_convolution=convolution, fps=12.0, groupnorm="pooled", frames=16)
     module = random_motion(config)
     path = tmp_path / "sub" / "clip.safetensors"
     write_motion_file(path, module, {"licence": "CC0", "train_data": "nothing"})
@@ -137,8 +153,14 @@ def test_our_format_round_trip(tmp_path, convolution):
 
 def test_extra_names_are_invisible_to_other_loaders():
     """AnimateDiff-Evolved drops keys without "temporal" and goes by these substrings."""
-    extra = [key for key in small_state(temporal_convolution=True) if key.startswith("harivo.")]
-    assert extra
+    state = random_motion(HARIVO).state_dict()
+    extra = [key for key in state if key.startswith("harivo.")]
+    assert {key.split(".")[1] for key in extra} == {"map", "tok", "tconv"}
+    plain = {key: value for key, value in state.items() if "temporal" in key}           # what is left there
+    config, weights, report = read_motion_state(plain)
+    assert (config.kind, config.channels, report.warnings) == ("animatediff v2", HARIVO.channels, ())
+    assert state.keys() - weights.keys() == {*extra} and same(plain, weights)
+    MotionModule(TINY).load_state_dict(plain)
     for part in ("temporal", "pos_embed", "img_encoder", "conv_in", "down_blocks", "mid_block", "up_blocks"):
         assert not any(part in key for key in extra)
 
