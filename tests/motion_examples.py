@@ -8,7 +8,7 @@ import torch
 from frozen_diffusion.modules.motion.module import MotionConfig, MotionModule, fresh_motion_module
 
 SD15, SDXL = (320, 640, 1280, 1280), (320, 640, 1280)
-TINY = MotionConfig("sd15", (32, 64, 128, 128), max_frames=16)      # of the tiny models and of sprite world
+TINY = MotionConfig("sd15", (32, 64, 128, 128), max_frames=16)      # of the tiny models
 
 
 class Family(NamedTuple):

@@ -1,4 +1,4 @@
-"""Mitigating gradient in figures: its share of a step, and the energy of the predicted clip along one fixed trajectory.
+"""Mitigating gradient in figures: its share of a step, and how the predicted clip changes along one fixed trajectory.
 
 The trajectory is that of alpha 0 on sprite world; at each of its points the prediction is smoothed as the node does it.
 """
@@ -24,9 +24,9 @@ ALPHAS, STEPS, SEED = (0.0, 40.0, 150.0), 20, 900
 
 @torch.inference_mode()
 def run() -> dict:
-    """The figures `step_share`, `energy_0`, `energy_40` and `energy_150` (mean over steps and clips)."""
+    """The figures `step_share`, and `energy_ALPHA` and `second_difference_ALPHA` (means over steps and clips)."""
     world, seconds, share = load_world(), {"step": [], "smoothing": []}, {}
-    energies = {alpha: [] for alpha in ALPHAS}
+    energies, second = ({alpha: [] for alpha in ALPHAS} for _ in range(2))
     rules = {alpha: Mitigation(alpha, 1, (0.0, 1.0), 0, "") for alpha in ALPHAS}
     model = with_motion(world.model).clone()
 
@@ -37,6 +37,7 @@ def run() -> dict:
             if alpha:
                 seconds["smoothing"].append(time.perf_counter() - began)
             energies[alpha].append(energy(smooth[None]).item())
+            second[alpha].append(torch.diff(smooth, n=2, dim=0).abs().mean().item())
         return args["denoised"]
 
     model.set_model_sampler_post_cfg_function(listen)
@@ -48,6 +49,8 @@ def run() -> dict:
                             condition(world.clip, [""]), latent, disable_pbar=True, seed=SEED + number)
         seconds["step"].append((time.perf_counter() - began) / STEPS)
     share = statistics.median(seconds["smoothing"]) / statistics.median(seconds["step"])
-    return {"figures": {"step_share": share} | {f"energy_{alpha:.0f}": statistics.fmean(found)
-                                                for alpha, found in energies.items()},
+    return {"figures": {"step_share": share} | {f"{name}_{alpha:.0f}": statistics.fmean(measured[alpha])
+                                                for name, measured in (("energy", energies),
+                                                                       ("second_difference", second))
+                                                for alpha in ALPHAS},
             "context": context(seeds=[SEED], steps=STEPS, cfg=CFG, prompts=len(captions), mode="fast", order=1)}

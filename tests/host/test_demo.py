@@ -2,10 +2,13 @@
 import pytest
 import torch
 from comfy.controlnet import load_controlnet
+from comfy.sample import prepare_noise, sample
 from comfy.sd import load_lora_for_models
 from safetensors.torch import save_file
+from torch.nn.functional import interpolate
 
 from frozen_diffusion.modules.demo import models, world
+from frozen_diffusion.modules.demo.oracle import read_pictures
 from frozen_diffusion.modules.demo.pool import draw_pool, signed
 from frozen_diffusion.modules.demo.train_clip import ClipPair, pack
 from frozen_diffusion.modules.demo.train_controlnet import ControlBranch
@@ -48,6 +51,22 @@ def test_the_world_comes_as_a_checkpoint_would(comfy):
     error = (vae.decode(latents) - pixels).square().mean()
     assert -10 * error.log10() > 26
     assert vision.encode_image(pixels)["image_embeds"].shape == (8, models.CONTEXT)
+
+
+@pytest.mark.parametrize(("width", "height", "colour"), [(192, 128, "red"), (256, 256, "blue")])
+def test_bigger_pictures_than_it_was_trained_on(comfy, width, height, colour):
+    """They come in their size and before the background asked for (sprite_world.md 5)."""
+    model, clip, vae, _ = demo.load_sprite_world()
+    empty = torch.zeros(1, 4, height // 8, width // 8)
+    with torch.inference_mode():
+        text, none = ([[clip.encode_from_tokens(clip.tokenize(words)), {}]]
+                      for words in (f"a large cat in the middle of a {colour} plain background", ""))
+        out = sample(model, prepare_noise(empty, 0), 6, 5.0, "euler", "normal", text, none, empty, disable_pbar=True,
+                     seed=0)
+        pixels = vae.decode(out).movedim(-1, 1)
+    assert pixels.shape == (1, 3, height, width) and pixels.isfinite().all() and pixels.std() > 0.05
+    small = interpolate(pixels, (128, 128), mode="area")        # what the oracle reads
+    assert read_pictures(small).scenes[0].colour == colour
 
 
 def test_host_and_training_read_a_caption_alike(comfy):

@@ -4,7 +4,10 @@ from __future__ import annotations
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
+from comfy.sample import sample as ksample
+from comfy.samplers import KSAMPLER, CFGGuider, sampler_object
 from comfy_extras import nodes_custom_sampler as custom
+from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from motion_examples import TINY, random_motion
 
 from frozen_diffusion.modules.host.clip_noise import ClipNoise
@@ -39,6 +42,12 @@ def mitigating(comfy, model, **changes):
     settings = {"alpha": 40.0, "mode": "fast", "order": 1, "start_percent": 0.0, "end_percent": 1.0,
                 "frames_per_clip": 0, "locked_frames": "", **changes}
     return comfy.run("FrozenMitigatingGradient", model=model, **settings)[0]
+
+
+def in_windows(comfy, model, length: int):
+    return comfy.run(ContextWindowsManualNode, model=model, context_length=length, context_overlap=1,
+                     context_schedule="standard_static", context_stride=1, closed_loop=False, fuse_method="pyramid",
+                     dim=0)[0]
 
 
 @pytest.fixture
@@ -91,17 +100,13 @@ def test_single_frames_and_strength_zero_are_the_image_model(comfy, base, change
 
 
 def test_tokens_keep_absolute_time_in_context_windows(comfy, base, monkeypatch):
-    from comfy_extras.nodes_context_windows import ContextWindowsManualNode
-
     from frozen_diffusion.modules.motion.module import MotionModule
     moments = []
     real = MotionModule.add_tokens
     monkeypatch.setattr(MotionModule, "add_tokens",
                         lambda self, context, seconds: moments.append(seconds.tolist()) or real(self, context, seconds))
     model = apply(comfy, base, harivo(base), fps=4.0)
-    windows, = comfy.run(ContextWindowsManualNode, model=model, context_length=4, context_overlap=1,
-                         context_schedule="standard_static", context_stride=1, closed_loop=False, fuse_method="pyramid",
-                         dim=0)
+    windows = in_windows(comfy, model, 4)
     assert sample(windows, 8, size=SIZE).isfinite().all()
     assert [0, 0.25, 0.5, 0.75] in moments and max(max(window) for window in moments) == 7 / 4
 
@@ -136,6 +141,56 @@ def test_one_step_is_the_formula(comfy, base):
     torch.testing.assert_close(smooth, mitigate(plain[None], step_size(150.0, sigma))[0], atol=1e-5, rtol=1e-4)
 
 
+def ddim(model, x, sigmas, extra_args, callback=None, disable=None):
+    """DDIM with eta 0 in its own terms, x_t = sqrt(abar) x0 + sqrt(1 - abar) eps (Song et al., ICLR 2021, eq. 12)."""
+    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+        abar, then = 1 / (1 + sigma ** 2), 1 / (1 + following ** 2)
+        x0 = model(x, sigma.expand(len(x)), **extra_args)
+        eps = (abar.sqrt() * x - abar.sqrt() * x0) / (1 - abar).sqrt()
+        x = (then.sqrt() * x0 + (1 - then).sqrt() * eps) / then.sqrt()
+    return x
+
+
+def test_one_step_is_the_same_through_euler_and_ddim(comfy, base):
+    """Between two levels and down to zero; with the smoothing, which without it would be missed (harivo.md 8.4 h)."""
+    noise = torch.randn(6, 4, *SIZE, generator=torch.Generator().manual_seed(5))
+
+    def step(model, sampler, sigmas):
+        guider = CFGGuider(model)
+        guider.set_conds(conditioning(1), conditioning(2))
+        guider.set_cfg(4.0)
+        return guider.sample(noise, torch.zeros_like(noise), sampler, torch.tensor(sigmas), disable_pbar=True, seed=0)
+
+    for sigmas in ([10.0, 3.0], [10.0, 0.0]):
+        model = mitigating(comfy, base, alpha=150.0)
+        euler = step(model, sampler_object("euler"), sigmas)
+        assert torch.equal(step(model, sampler_object("ddim"), sigmas), euler)          # the host's is Euler
+        torch.testing.assert_close(step(model, KSAMPLER(ddim), sigmas), euler, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(step(base, KSAMPLER(ddim), sigmas), euler, atol=1e-2)
+
+
+@pytest.mark.parametrize("motion", [False, True], ids=["image model", "motion module"])
+@pytest.mark.parametrize("alpha", [0.0, 150.0])
+def test_a_masked_first_frame_stays_and_its_neighbours_follow_it(comfy, base, motion, alpha):
+    model = mitigating(comfy, apply(comfy, base, harivo(base)) if motion else base, alpha=alpha)
+    noise = torch.randn(4, 4, *SIZE, generator=torch.Generator().manual_seed(5))
+    mask = torch.ones(4, 1, *SIZE)
+    mask[0] = 0
+
+    def clip(first):
+        given = torch.cat([first[None], torch.zeros(3, *first.shape)])
+        return ksample(model, noise, 3, 4.0, "euler", "normal", conditioning(1), conditioning(2), given,
+                       noise_mask=mask, disable_pbar=True, seed=0)
+
+    firsts = torch.randn(2, 4, *SIZE, generator=torch.Generator().manual_seed(6)) * 5
+    clips = [clip(first) for first in firsts]
+    for kept, first in zip(clips, firsts, strict=True):
+        torch.testing.assert_close(kept[0], first, rtol=1e-5, atol=1e-5)                # the host's factor and back
+        assert kept.isfinite().all()
+    assert (torch.equal(clips[0][1], clips[1][1]) if not motion and not alpha
+            else (clips[0][1] - clips[1][1]).abs().mean() > 1e-3)
+
+
 def test_locked_frames_and_clips(comfy, base):
     plain = sample(base, 6, size=SIZE, steps=1)
     model = mitigating(comfy, base, alpha=500.0, locked_frames="0, -1", frames_per_clip=3)
@@ -155,9 +210,15 @@ def test_wrong_settings_are_refused(comfy, base, changes):
         sample(mitigating(comfy, base, **changes), 6, size=SIZE)
 
 
-def test_exact_is_the_gradient_through_the_unet(comfy, base):
+@pytest.mark.parametrize("kind", ["image model", "motion module", "context windows"])
+def test_exact_is_the_gradient_through_the_unet(comfy, tiny_sd15, kind):
     """Against finite differences of the energy: one Euler step to zero gives x0 - alpha sigma^2 grad_x E."""
-    from comfy.sample import sample as ksample
+    with torch.inference_mode():                                # as the loaders' nodes make their weights
+        base = tiny_sd15()
+        if kind != "image model":
+            base = apply(comfy, base, harivo(base))
+    if kind == "context windows":
+        base = in_windows(comfy, base, 2)
     settings = {"steps": 1, "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal", "positive": conditioning(1),
                 "negative": conditioning(2), "disable_pbar": True, "seed": 0}
     noise = torch.randn(3, 4, *SIZE, generator=torch.Generator().manual_seed(5))

@@ -19,27 +19,26 @@ def own() -> torch.Tensor:
     return torch.randn(FRAMES, *SHAPE, generator=generator(3))
 
 
-def correlation(x: torch.Tensor, apart: int) -> float:
-    return (x[apart:] * x[:-apart]).mean().item()
+def sigmas_from(expected: float, x: torch.Tensor, apart: int) -> float:
+    """How far the correlation of frames so far apart is from `expected`, in its standard errors over the pixels."""
+    products = (x[apart:] * x[:-apart]).mean(0).flatten()
+    return abs(products.mean().item() - expected) / (products.std().item() / math.sqrt(len(products)))
 
 
 @pytest.mark.parametrize("kind", ["iid", "pyoco mixed", "pyoco progressive", "freenoise"])
 def test_every_frame_is_standard_normal(kind):
     x = clip_noise(own(), kind, generator(), alpha=2.0, window=4).flatten(1)
     spread = 1 / math.sqrt(x.shape[1])
-    assert (x.mean(1).abs() < 4 * spread).all() and ((x.var(1) - 1).abs() < 4 * spread * math.sqrt(2)).all()
+    assert (x.mean(1).abs() < 3 * spread).all() and ((x.var(1) - 1).abs() < 3 * spread * math.sqrt(2)).all()
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, 2.0])
 def test_pyoco_correlations(alpha):
     mixed = clip_noise(own(), "pyoco mixed", generator(), alpha)
     along = clip_noise(own(), "pyoco progressive", generator(), alpha)
-    within = 0.02
     rho, step = alpha ** 2 / (1 + alpha ** 2), alpha / math.sqrt(1 + alpha ** 2)
-    assert correlation(mixed, 1) == pytest.approx(rho, abs=within)
-    assert correlation(mixed, 5) == pytest.approx(rho, abs=within)
-    assert correlation(along, 1) == pytest.approx(step, abs=within)
-    assert correlation(along, 3) == pytest.approx(step ** 3, abs=within)
+    assert sigmas_from(rho, mixed, 1) < 3 and sigmas_from(rho, mixed, 5) < 3
+    assert sigmas_from(step, along, 1) < 3 and sigmas_from(step ** 3, along, 3) < 3
 
 
 def test_freenoise_repeats_the_frames_of_its_window_in_another_order():

@@ -1,4 +1,4 @@
-"""The oracle proves itself on smaller samples than the benchmarks use: truth read back, noise not believed."""
+"""The oracle proves itself on small samples: truth read back, noise not believed (sprite_world.md 4)."""
 from __future__ import annotations
 
 import random
