@@ -3,9 +3,9 @@ from __future__ import annotations
 
 CONTEXT = 128                               # width of a text token
 
-# SD1.5's blocks at a fifth to a tenth of its width: every block index is the same. The first level is 64 wide, not 32, since
-# the U-Net's GroupNorm has 32 groups: groups of one channel would take the mean of every channel away, and with it the
-# colour of a flat background.
+# SD1.5's blocks at a fifth to a tenth of its width: every block index is the same. The first level is 64 wide, not 32,
+# since the U-Net's GroupNorm has 32 groups: groups of one channel would take the mean of every channel away, and with
+# it the colour of a flat background.
 UNET = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 64,
     "num_res_blocks": [2, 2, 2, 2], "channel_mult": (1, 1, 2, 2), "num_heads": 8, "num_head_channels": -1,

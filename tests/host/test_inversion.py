@@ -49,6 +49,30 @@ def with_noise(model, eps):
     return model
 
 
+def test_a_step_is_ddims_in_variance_preserving_form(tiny_sd15):
+    """x_j = sqrt(a_j) P(x_i) + sqrt(1 - a_j) eps(x_i, i), x_0 taken as x at t = 0, from the network itself in float64.
+
+    The host's sampler keeps latents in float32, so every step starts from what it really had.
+    """
+    model, text, seen = tiny_sd15(torch.float64), conditioning(1), []
+    found = invert(model, text, picture(), 6, way_back=False, callback=lambda step, denoised, x, total: seen.append(x))
+    times = found.trace.times
+    abar = (1 - torch.linspace(0.00085 ** 0.5, 0.012 ** 0.5, 1000, dtype=torch.float64) ** 2).cumprod(0)
+    vp = [x.double() * abar[t].sqrt() for t, x in zip(times, seen, strict=True)]
+    assert times == (0, 199, 399, 599, 799, 999)
+    torch.testing.assert_close(vp[0], 0.18215 * picture().double(), rtol=1e-6, atol=1e-6)
+    change = []
+    for x, following, t, later in zip(vp[:-1], vp[1:], times[:-1], times[1:], strict=True):
+        with torch.no_grad():
+            eps = model.model.diffusion_model(x, torch.tensor([float(t)]), text[0][0].double(), transformer_options={})
+        a, a_next = abar[t], abar[later]
+        wanted = a_next.sqrt() * (x - (1 - a).sqrt() * eps) / a.sqrt() + (1 - a_next).sqrt() * eps
+        assert (following - wanted).norm() < 1e-6 * wanted.norm()
+        change.append(eps / eps.norm())
+    assert all((one - other).norm() > 0.1 for one, other in zip(change[:-1], change[1:], strict=True))
+    torch.testing.assert_close(found.noise, seen[-1] / 0.18215, rtol=1e-6, atol=1e-6)
+
+
 def test_inversion_is_exact_for_noise_that_ignores_the_picture(base):
     """With eps independent of x the way back meets the picture, but for the first level's distance from 0."""
     eps = torch.randn(1, 4, SIZE, SIZE, generator=stream("constant eps"))
