@@ -21,12 +21,13 @@ from bench._sprite_world import (
     prompts,
 )
 
+from frozen_diffusion.modules.demo.motion_oracle import read_clips
 from frozen_diffusion.modules.demo.oracle import read_pictures
-from frozen_diffusion.modules.demo.renderer import render
+from frozen_diffusion.modules.demo.renderer import FRAMES, render
 from frozen_diffusion.modules.demo.world import Scene, caption, random_scene
 from frozen_diffusion.modules.host.demo import caption_tokens
 
-SEED, STEPS, BATCH, AMONG = 500, 25, 20, 100
+SEED, STEPS, BATCH, AMONG, CLIPS = 500, 25, 20, 100, 100
 ATTRIBUTES = ("sprite", "colour", "size", "texture", "place")
 
 
@@ -36,6 +37,16 @@ def draw(count: int, seed: int) -> tuple[list[Scene], torch.Tensor]:
     while len(scenes) < count:
         scenes[random_scene(rng)] = None
     return list(scenes), render(list(scenes), torch.Generator().manual_seed(seed))[0][:, 0]
+
+
+def prove_oracle(scenes: list[Scene], pixels: torch.Tensor) -> dict[str, float]:
+    """What the oracle reads rightly of true pictures, in the worst attribute, and the motion of true clips."""
+    rng, seen = random.Random(SEED), read_pictures(pixels).scenes
+    moving = [random_scene(rng, clip=True) for _ in range(CLIPS)]
+    motions = [read_clips(render([scene], torch.Generator().manual_seed(SEED + number), FRAMES)[0]).scenes[0]
+               for number, scene in enumerate(moving)]
+    return {"oracle": min(accuracy(scenes, seen, name) for name in ATTRIBUTES),
+            "oracle_motion": accuracy(moving, tuple(motions), "motion")}
 
 
 @torch.inference_mode()
@@ -66,7 +77,7 @@ def run() -> dict:
     """The figures of sprite_world.md's bars for the base."""
     world, count = load_world(), prompts(500)
     scenes, pixels = draw(count, SEED)
-    figures = measure_vae(world, scenes, pixels)
+    figures = prove_oracle(scenes, pixels) | measure_vae(world, scenes, pixels)
     for cfg, suffix in ((CFG, ""), (1.0, "_cfg1")):
         made = generate_all(world, world.model, scenes, SEED, STEPS, BATCH, cfg)[:, 0]
         seen = read_pictures(made).scenes

@@ -1,7 +1,7 @@
 """What each part of HARIVO buys on sprite world: flicker and motion at the same prompts and noise, row by row.
 
-Needs the rows' weights: `python -m frozen_diffusion.cli demo-train harivo-ablation` trains them, all on the same data,
-steps and seed. FROZEN_BENCH_PROMPTS sets the prompts of a seed (10), FROZEN_BENCH_SEEDS the seeds (3).
+Needs the weights of all rows but `full`: `python -m frozen_diffusion.cli demo-train harivo-ablation` trains them, on
+the same data, steps and seed. FROZEN_BENCH_PROMPTS sets the prompts of a seed (10), FROZEN_BENCH_SEEDS the seeds (3).
 """
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from frozen_diffusion.modules.demo.renderer import FRAMES, render
 from frozen_diffusion.modules.demo.train_harivo import ROWS, ablation_file
 from frozen_diffusion.modules.demo.world import MOTIONS, Scene, caption, random_scene
 from frozen_diffusion.modules.host.boot import PACK
+from frozen_diffusion.modules.host.demo import WEIGHTS
 from frozen_diffusion.modules.host.mitigating import mitigate_gradient
 from frozen_diffusion.modules.host.motion import apply_motion
 from frozen_diffusion.modules.host.motion_files import load_motion_file
@@ -41,13 +42,18 @@ def scenes_for(count: int) -> list[Scene]:
     return scenes
 
 
-def sampled_model(world, row: str):
-    """The MODEL of one row: full guidance but for `no_mg` and `baseline`. Raises FileNotFoundError."""
-    path = ablation_file(Path(RUNS), "full" if row in (NO_GUIDANCE, NOISE) else row)
+def row_file(row: str) -> Path:
+    """Where a row's weights are; those of `full` are shipped. Raises FileNotFoundError."""
+    path = WEIGHTS / "sprite_harivo.safetensors" if row == "full" else ablation_file(Path(RUNS), row)
     if not path.is_file():
         raise FileNotFoundError(f"There is no {path}. Train the rows first: python -m frozen_diffusion.cli demo-train "
                                 "harivo-ablation")
-    model = apply_motion(world.model, load_motion_file(path)[0])
+    return path
+
+
+def sampled_model(world, row: str):
+    """The MODEL of one row: full guidance but for `no_mg` and `baseline`. Raises FileNotFoundError."""
+    model = apply_motion(world.model, load_motion_file(row_file("full" if row in (NO_GUIDANCE, NOISE) else row))[0])
     return model if row in (NO_GUIDANCE, "baseline") else mitigate_gradient(model, DEFAULT_ALPHA)
 
 

@@ -9,17 +9,15 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from bench._sprite_world import CFG, JUDGE, context, generate, load_world
-from bench.harivo_ablation import RUNS, sampled_model, scenes_for
+from bench.harivo_ablation import row_file, sampled_model, scenes_for
 from bench.mg import run as measure_mg
 from torch.nn import functional
 
 from frozen_diffusion.modules.demo.clips import SpriteClips
 from frozen_diffusion.modules.demo.renderer import FRAMES, render
-from frozen_diffusion.modules.demo.train_harivo import ablation_file
 from frozen_diffusion.modules.demo.world import caption
 from frozen_diffusion.modules.host.boot import PACK
 from frozen_diffusion.modules.host.motion_files import load_motion_file
@@ -72,7 +70,7 @@ class Validation:
 
 def module_of(row: str) -> MotionModule:
     """Weights of one row of the ablation."""
-    return load_motion_file(ablation_file(Path(RUNS), row))[0].module.float()
+    return load_motion_file(row_file(row))[0].module.float()
 
 
 def frozen_unet(world, row: str) -> PrivateUNet:
