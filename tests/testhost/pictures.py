@@ -19,6 +19,7 @@ from PIL import Image
 from frozen_diffusion.modules.demo.renderer import FRAMES
 from frozen_diffusion.modules.frame_sheet import to_image
 from frozen_diffusion.modules.host.boot import PACK, boot_comfyui
+from frozen_diffusion.modules.plot import stacked
 
 from .edit_templates import EDIT_TEMPLATES
 from .server import Server
@@ -32,11 +33,13 @@ PROMPTS = {      # caption: seed
     "a small mushroom in the middle of a pink plain background, bouncing": 7,
     "a large star in the middle of a black plain background, moving down": 7}
 COLUMNS, FPS, GAP = 6, 8, 6
-EDITS = {       # template: {picture: its output nodes, side by side}
+EDITS = {       # template: {picture: its output nodes, side by side; sheets below one another}
     "h_space_content_and_style": {"h_space_content_and_style": ("content shown", "style shown", "save"),
                                   "h_space_report": ("what it did",)},
     "h_space_masked": {"h_space_masked": ("content shown", "second shown", "style shown", "save"),
                        "h_space_calibration": ("calibration",)},
+    "h_space_clip": {"h_space_clip": ("content sheet", "sheet")},
+    "h_space_any_sampler": {"h_space_any_sampler": ("content shown", "light shown", "save")},
     "latent_basis_directions": {"latent_basis_directions": ("save",), "latent_basis_report": ("plot",)},
     "latent_basis_transport": {"latent_basis_transport": ("save",)},
     "latent_basis_prompt_slider": {"latent_basis_prompt_slider": ("save",)}}
@@ -85,7 +88,8 @@ def make_edits() -> None:
         for name, wanted in EDITS.items():
             shown = server.submit(graphs[name], seconds=1800)
             for picture, nodes in wanted.items():
-                row = side_by_side([Image.open(server.files({key: shown[key]})[0]) for key in nodes])
+                join = stacked if "sheet" in nodes else side_by_side
+                row = join([Image.open(server.files({key: shown[key]})[0]) for key in nodes])
                 row.convert("RGB").save(DOCS / f"{picture}.webp", quality=85, method=6)
                 print(DOCS / f"{picture}.webp", flush=True)
 
