@@ -32,7 +32,7 @@ class LatentBasis:
         s: [k] float32, descending.
         residuals: [k] float32, || J^T u_i - s_i v_i ||.
         t: timestep, 0..999 for Stable Diffusion; sigma: the noise level in the host's scale.
-        about: model, solver, products and the like, in words.
+        about: model, prompt and latent by their fingerprints, solver, products and the like, in words.
     """
     V: Tensor
     U: Tensor

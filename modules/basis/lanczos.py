@@ -13,7 +13,7 @@ Source: Golub and Kahan, 1965; in the place of the authors' subspace iteration (
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -84,7 +84,7 @@ def bidiagonalise(jacobian: Jacobian, V: list[Tensor], U: list[Tensor], generato
     """
     scale, fresh, exact = 0.0, True, False
     while not exact:
-        p = orthogonalise(jacobian.push(V[-1].view(jacobian.x.shape)), U)
+        p = orthogonalise(sparing(jacobian, jacobian.push, V[-1].view(jacobian.x.shape), V, U), U)
         alpha = float(p.norm())
         if alpha <= FLOOR * scale:
             # J v lies in the span of U. If v is random, J vanishes on all that is orthogonal to V.
@@ -92,7 +92,8 @@ def bidiagonalise(jacobian: Jacobian, V: list[Tensor], U: list[Tensor], generato
             alpha, beta, u, r = 0.0, 0.0, torch.zeros_like(p), p
         else:
             u = p / alpha
-            r = jacobian.pull(u.to(jacobian.dtype).view(jacobian.h.shape)).flatten()
+            u = u.to(jacobian.dtype)
+            r = sparing(jacobian, jacobian.pull, u.view(jacobian.h.shape), V, U).flatten()
             r = r.to(V[-1].device).double()
             scale = max(scale, alpha)
             jacobian.compare(alpha, float(r @ V[-1].double()), scale)
@@ -101,7 +102,7 @@ def bidiagonalise(jacobian: Jacobian, V: list[Tensor], U: list[Tensor], generato
             scale = max(scale, beta)
         if scale < NOTHING:
             raise no_signal(scale)
-        U.append(u.to(jacobian.dtype))
+        U.append(u.to(jacobian.dtype).to(U[0].device if U else u.device))
         fresh = beta <= FLOOR * scale
         if fresh:                               # the pairs so far are exact: others are looked for from anew
             beta, exact = 0.0, exact or len(V) == jacobian.n
@@ -109,6 +110,17 @@ def bidiagonalise(jacobian: Jacobian, V: list[Tensor], U: list[Tensor], generato
         if fresh:
             r = orthogonalise(noise(jacobian.n, generator), V, V[0])
         V.append((r / r.norm()).to(jacobian.dtype))
+
+
+def sparing(jacobian: Jacobian, product: Callable[[Tensor], Tensor], vector: Tensor, V: list[Tensor], U: list[Tensor]
+            ) -> Tensor:
+    """A product with J. If the device's memory ends, V and U go to the CPU and the activations are let go first."""
+    try:
+        return product(vector)
+    except torch.OutOfMemoryError:
+        jacobian.release()
+        V[:], U[:] = ([part.cpu() for part in vectors] for vectors in (V, U))
+    return product(vector)
 
 
 def subspace_angle(values: Tensor, residuals: Tensor, k: int, exact: bool = False) -> float:

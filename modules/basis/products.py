@@ -9,6 +9,7 @@ NeurIPS 2023, section 3: the metric that J pulls back from H to X is J^T J.
 """
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from torch import Tensor
 Function = Callable[[Tensor], Tensor]
 HALF = (torch.float16, torch.bfloat16)
 STEPS = {torch.float64: 1e-4, torch.float32: 0.1, torch.float16: 1.0}   # of central differences along a unit vector
+NO_FORWARD = "forward AD"       # in torch's words for a layer without forward derivative
 
 
 class Jacobian:
@@ -31,7 +33,7 @@ class Jacobian:
             with other kernels: fused attention has a backward mode and no forward mode.
         x_mask: [H, W] on the grid of x, 1 where x may change: J M.
         h_mask: [h, w] on the grid of h, 1 where h is looked at: M J.
-        difference: `push` by central differences, for an f without forward mode.
+        difference: `push` by central differences. In full precision an f without forward mode turns this on by itself.
         keep: `pull` keeps the activations of its first forward pass: faster, for more memory.
         before: called before every product; what it raises ends the computation.
 
@@ -61,7 +63,7 @@ class Jacobian:
     @property
     def tolerance(self) -> float:
         """Error that `push` and `pull` may have relative to one another."""
-        return 3e-2 if self.x.dtype in HALF else 1e-3
+        return 3e-2 if self.x.dtype in HALF else 1e-2 if self.difference else 1e-3
 
     def push(self, v: Tensor) -> Tensor:
         """u = J v, [1, ...] of h's shape, for v of x's shape. ValueError if it is not finite."""
@@ -70,12 +72,7 @@ class Jacobian:
             v = v * self.x_mask
         with differentiable():
             v = (v * self.v_scale).to(self.x.dtype).clone()
-            if self.difference:
-                step = STEPS[self.x.dtype] / self.v_scale
-                u = (self.push_f(self.x + step * v).to(self.dtype)
-                     - self.push_f(self.x - step * v).to(self.dtype)) / (2 * step)
-            else:
-                u = self._derivative(v)
+            u = self._difference(v) if self.difference else self._derivative(v)
         u = finite(u, "J v").to(self.dtype) / self.v_scale
         return u if self.h_mask is None else u * self.h_mask
 
@@ -83,10 +80,20 @@ class Jacobian:
         try:
             return torch.func.jvp(self.push_f, (self.x,), (v,))[1]
         except RuntimeError as error:
-            if "forward AD" not in str(error):
+            if NO_FORWARD not in str(error):
                 raise
-            raise ValueError(f"A part of the U-Net has no forward derivative. torch says: {str(error).splitlines()[0]} "
-                             "Take away the node that patches this part (attention packs, torch.compile).") from error
+            words = f"A part of the U-Net has no forward derivative. torch says: {str(error).splitlines()[0]} "
+            if self.x.dtype in HALF:
+                raise ValueError(words + "Take away the node that patches this part (attention packs, torch.compile), "
+                                         "or use float32.") from error
+            logging.warning("Frozen Diffusion: %sCentral differences are taken instead.", words)
+        self.difference = True
+        return self._difference(v)
+
+    def _difference(self, v: Tensor) -> Tensor:
+        step = STEPS[self.x.dtype] / self.v_scale
+        ahead, behind = (self.push_f(self.x + sign * step * v).to(self.dtype) for sign in (1, -1))
+        return (ahead - behind) / (2 * step)
 
     def pull(self, u: Tensor) -> Tensor:
         """v = J^T u, [1, C, H, W] of x's shape, for u of h's shape. ValueError if it is not finite."""
@@ -122,6 +129,10 @@ class Jacobian:
                 "(low-memory offloading): load the model fully. Others: attention kernels that differ, dropout, "
                 "and random patches.")
         return error
+
+    def release(self) -> None:
+        """Let the kept activations go: from now on every `pull` runs f anew."""
+        self.keep, self._kept = False, None
 
     def _transpose(self) -> tuple[Callable, torch.dtype]:
         h, transposed = torch.func.vjp(self.pull_f, self.x)

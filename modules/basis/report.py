@@ -39,6 +39,8 @@ def basis_text(bases: Sequence[LatentBasis]) -> str:
              f"largest residual {first.residuals.max() / first.s[0]:.1e} of s_0",
              f"low-frequency share {low_frequency_share(first.V):.2f} (white noise "
              f"{white_share(*first.V.shape[2:]):.2f})"]
+    if first.about.get("derivative") == "central differences":
+        lines.append("forward derivatives by central differences: some node's layers have none of their own")
     if groups:
         lines.append(f"nearly equal s, only their span means something: {', '.join(groups)}")
     if len(bases) > 1:

@@ -72,6 +72,14 @@ def hashed_identity(model) -> str:
     return digest.hexdigest()
 
 
+def fingerprint(*tensors: Tensor | None) -> str:
+    """A name of latents or encoded prompts, by which a file tells what it was made from."""
+    digest = blake2b(digest_size=8)
+    for tensor in tensors:
+        digest.update(b"" if tensor is None else tensor.detach().half().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def take_in(digest, value) -> None:
     """Hash the beginnings of tensors, and the numbers and names of the host's patches, not what is made of them: that
     differs between machines."""

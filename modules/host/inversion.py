@@ -17,6 +17,7 @@ from .h_space import (
     HSpaceTap,
     check_bottleneck,
     check_deep_skips,
+    fingerprint,
     model_identity,
     with_first_patch,
 )
@@ -146,7 +147,8 @@ def invert(model, positive, latent: Tensor, steps: int, deep_skips: int = 0, ref
     if way_back:
         again = guider_of(model, positive).sample(zeros, noise, comfy.samplers.sampler_object("euler"), down,
                                                   callback=callback, disable_pbar=True, seed=0).to(device)
-    about = {"model": model_identity(model), "from": "inversion", "steps": str(steps)}
+    about = {"model": model_identity(model), "from": "inversion", "steps": str(steps), "latent": fingerprint(latent),
+             "prompt": fingerprint(*(text for text, _ in positive))}
     return Inversion(noise, recorder.trace(about), down, again)
 
 
@@ -194,7 +196,8 @@ def record_run(noise, guider, sampler, sigmas: Tensor, latent: dict, deep_skips:
                            RecordingSampler(sampler, recorder, report), sigmas, denoise_mask=latent.get("noise_mask"),
                            callback=callback, disable_pbar=True, seed=noise.seed)
     about = {"model": model_identity(guider.model_patcher), "from": "sampling", "seed": str(noise.seed),
-             "steps": str(len(sigmas) - 1)}
+             "steps": str(len(sigmas) - 1), "latent": fingerprint(samples),
+             "prompt": fingerprint(*(cond["cross_attn"] for cond in guider.original_conds.get("positive", [])))}
     return result.to(comfy.model_management.intermediate_device()), recorder.trace(about), report
 
 

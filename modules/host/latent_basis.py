@@ -29,7 +29,7 @@ from ..basis.subspace_iteration import subspace_iteration
 from ..basis.transport import prompt_direction, pull_direction
 from ..basis.triplets import Step
 from .encoder import Encoder, check_encodable, copy_encoder, record_call
-from .h_space import model_identity
+from .h_space import fingerprint, model_identity
 from .inversion import guider_of
 
 LANCZOS, OFFICIAL = "lanczos", "official"
@@ -72,7 +72,9 @@ def compute_basis(model, positive, latent: Tensor, sigmas: Tensor, request: Basi
         bar.update_absolute(min(step.products, total), max(total, step.products))
         say(f"{step.products} products; {angle_in_words(step.angle, step.residuals, step.converged)}")
     about = {"model": model_identity(model), "solver": request.solver, "products": str(step.products),
-             "converged": str(step.converged), "angle": f"{step.angle:.3g}", "masked": str(mask is not None)}
+             "converged": str(step.converged), "angle": f"{step.angle:.3g}", "masked": str(mask is not None),
+             "derivative": "central differences" if jacobian.difference else "forward mode",
+             "prompt": fingerprint(*(text for text, _ in positive)), "latent": fingerprint(latent)}
     return latent_basis(step.found, timestep(model, sigma), sigma, about), step
 
 

@@ -41,7 +41,7 @@ class HTrace:
     Attributes:
         features: by place (see `places`): [S, B, C, H, W], float16 on the CPU. "h" is always there.
         times: [S] timesteps of the steps, any order.
-        about: how it was made; "model" is the identity of the U-Net.
+        about: how it was made; "model" is the identity of the U-Net, "prompt" and "latent" are fingerprints.
         mask: where it acts when injected, [B or 1, 1, H, W] in 0..1 at any size; None = everywhere.
         threshold: above 0: a cell of h is wholly in the mask if its mean there is above, else out of it.
         strength: factor on gamma.

@@ -91,17 +91,26 @@ def test_a_basis_through_the_node_refuses_networks_without_bottleneck(comfy, bas
                   latent={"samples": noisy()}, rank=2, **NODE)
 
 
-def test_layers_without_forward_derivative_are_named(base):
-    """A pack that brings its own fused attention."""
-    model = base.clone()
+def test_layers_without_forward_derivative_are_differenced(comfy, base, caplog):
+    """A pack that brings its own fused attention: the basis is that of the same attention written out."""
+    def heads(n):
+        return n.unflatten(-1, (4, -1)).transpose(1, 2)
 
     def fused(n, options):
-        heads = n.unflatten(-1, (4, -1)).transpose(1, 2)
-        return F.scaled_dot_product_attention(heads, heads, heads).transpose(1, 2).flatten(2)
+        return F.scaled_dot_product_attention(*3 * [heads(n)]).transpose(1, 2).flatten(2)
 
-    model.set_model_attn1_output_patch(fused)
-    with pytest.raises(ValueError, match="no forward derivative.*scaled_dot_product.*patches this part"):
-        compute_basis(model, conditioning(1), noisy(), SIGMAS, BasisRequest(rank=1))
+    found, texts = [], []
+    for patch in (fused, lambda n, options: attend_plainly(None, n, n, n, 4)):
+        model = base.clone()
+        model.set_model_attn1_output_patch(patch)
+        basis, _, text = comfy.run("FrozenComputeLatentBasis", model=model, positive=conditioning(1), sigmas=SIGMAS,
+                                   latent={"samples": noisy()}, rank=1, **NODE)
+        found.append(basis)
+        texts.append(text)
+    torch.testing.assert_close(found[0].s, found[1].s, rtol=1e-3, atol=0)
+    assert (found[0].V.flatten() @ found[1].V.flatten()).abs() > 0.999
+    assert "central differences" in texts[0] and "central differences" not in texts[1]
+    assert caplog.text.count("no forward derivative") == 1 and "scaled_dot_product" in caplog.text
 
 
 def test_attention_takes_smaller_chunks_when_memory_ends(monkeypatch):

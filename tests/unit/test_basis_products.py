@@ -161,3 +161,23 @@ def test_numbers_that_overflow_are_named():
         Jacobian(lambda x: (x - latent()).abs().sqrt(), latent()).push(latent(1))
     with pytest.raises(ValueError, match="v has the shape"):
         Jacobian(Encoder(), latent()).push(latent()[0])
+
+
+def test_a_layer_without_forward_derivative(caplog):
+    """Full precision turns to central differences by itself and says so once; half precision refuses: they are too
+    coarse there."""
+    def fused(x):
+        heads = (x.flatten(2).transpose(1, 2) @ normal(CHANNELS, 16, seed=4).to(x))[:, None]
+        return torch.nn.functional.scaled_dot_product_attention(heads, heads, heads)
+
+    x, v = latent(), normal(1, CHANNELS, SIZE, SIZE, seed=2)
+    jacobian = Jacobian(fused, x)
+    for _ in range(2):
+        found = jacobian.push(v / v.norm())
+    assert jacobian.difference and caplog.text.count("no forward derivative") == 1
+    assert jacobian.check_adjoint() < 1e-2
+    step = 1e-4 * (v / v.norm()).double()
+    exact = (fused(x.double() + step) - fused(x.double() - step)) / 2e-4
+    torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-2 * exact.norm().item())
+    with pytest.raises(ValueError, match="no forward derivative.*scaled_dot_product.*use float32"):
+        Jacobian(fused, x.bfloat16()).push(v)
