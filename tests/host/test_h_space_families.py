@@ -3,9 +3,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from comfy import model_management, supported_models
-from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
+from comfy import supported_models
 from comfy_extras import nodes_custom_sampler as custom
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from h_space_examples import PLAIN, SIZE, comfy_sampler, guider, injected, record, run
@@ -16,7 +14,7 @@ from frozen_diffusion.modules.hspace.curve import parse_curve
 from frozen_diffusion.modules.hspace.steps import InjectionSettings
 from frozen_diffusion.modules.hspace.trace import HTrace, TraceError
 from frozen_diffusion.modules.training.order import stream
-from testhost.models import SD15, conditioning, patcher_around
+from testhost.models import SD15, conditioning, leave_room_for_half, patcher_around, watch_loading, with_lora
 
 pytestmark = pytest.mark.usefixtures("unloaded")
 
@@ -154,25 +152,13 @@ def test_sixteen_bit_weights_are_close_to_full_precision(comfy, tiny_sd15, base,
     assert change.isfinite().all() and (change - meant).norm() < 3 * near * meant.norm() > 0
 
 
-def with_lora(model):
-    """The MODEL with weights that the host merges where they fit, and adds on the fly where they do not."""
-    model = model.clone()
-    patches = {name: (torch.randn(weight.shape, generator=stream("lora", name)) * weight.std(),)
-               for name, weight in model.model.state_dict().items() if name.endswith(("to_q.weight", "to_v.weight"))}
-    model.add_patches(patches, 0.3)
-    return model
-
-
 def test_a_model_that_does_not_fit_gives_the_same(comfy, base, monkeypatch):
     """The host keeps what is too much for the device elsewhere and merges its LoRAs call by call: here with little
     memory on the CPU, where both places are the same."""
     model, picture, states = with_lora(base), torch.randn(1, 4, SIZE, SIZE, generator=stream("families", "x")), []
 
     def everything():
-        watched = model.clone()
-        watched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "watch", lambda executor, *args, **kwargs: (
-            states.append((model.model.model_lowvram, model.lowvram_patch_counter() > 0))
-            or executor(*args, **kwargs)))
+        watched = watch_loading(model, states)
         samples, trace = record(comfy, watched, steps=2, start="other", deep_skips=1)
         return {"identity": model_identity(model), "samples": samples, **trace.features,
                 "inverted": invert(watched, conditioning(1), picture, 2, way_back=False).noise,
@@ -181,11 +167,8 @@ def test_a_model_that_does_not_fit_gives_the_same(comfy, base, monkeypatch):
 
     whole = everything()
     assert set(states) == {(False, False)}
-    model_management.unload_all_models()
     states.clear()
-    load, room = ModelPatcher.partially_load, base.model_size() // 2
-    monkeypatch.setattr(ModelPatcher, "partially_load", lambda self, device, extra_memory=0, **kwargs: load(
-        self, device, min(extra_memory, room - self.loaded_size()), **kwargs))
+    leave_room_for_half(monkeypatch, base)
     partly = everything()
     assert set(states) == {(True, True)}
     assert partly.pop("identity") == whole.pop("identity")

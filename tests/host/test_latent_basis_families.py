@@ -3,14 +3,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from comfy import model_management
-from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
 from motion_examples import TINY, random_motion
 
 from frozen_diffusion.modules.host.motion import apply_motion, hold_motion
 from frozen_diffusion.modules.training.order import stream
-from testhost.models import conditioning, tiny_flux
+from testhost.models import conditioning, leave_room_for_half, tiny_flux, watch_loading, with_lora
 
 pytestmark = pytest.mark.usefixtures("unloaded")
 
@@ -67,24 +64,17 @@ def test_sdxl_is_edited(comfy, tiny_sdxl):
 def test_a_model_that_does_not_fit_has_the_same_basis(comfy, base, found, monkeypatch):
     """The host keeps what is too much for the device elsewhere and merges its LoRAs call by call: here with little
     memory on the CPU, where both places are the same. The encoder's private copy does not see the difference."""
-    model, states = base.clone(), []
-    model.add_patches({name: (torch.randn(weight.shape, generator=stream("lora", name)) * weight.std(),)
-                       for name, weight in base.model.state_dict().items() if name.endswith("to_q.weight")}, 0.3)
+    model, states = with_lora(base, ("to_q.weight",)), []
 
     def everything():
-        watched = model.clone()
-        watched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "watch", lambda executor, *args, **kwargs: (
-            states.append((model.model.model_lowvram, model.lowvram_patch_counter() > 0)) or executor(*args, **kwargs)))
+        watched = watch_loading(model, states)
         basis = computed(comfy, watched, noisy(), rank=1)
         return basis, edited(comfy, watched, noisy(), basis)[0], towards(comfy, watched, noisy(), basis)[0].V
 
     whole, edits, direction = everything()
     assert set(states) == {(False, False)}
-    model_management.unload_all_models()
     states.clear()
-    load, room = ModelPatcher.partially_load, base.model_size() // 2
-    monkeypatch.setattr(ModelPatcher, "partially_load", lambda self, device, extra_memory=0, **kwargs: load(
-        self, device, min(extra_memory, room - self.loaded_size()), **kwargs))
+    leave_room_for_half(monkeypatch, base)
     partly, part_edits, part_direction = everything()
     assert set(states) == {(True, True)}
     assert torch.equal(partly.V, whole.V) and torch.equal(partly.s, whole.s) and partly.about == whole.about

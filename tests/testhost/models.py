@@ -14,6 +14,7 @@ import comfy.sample
 import comfy.samplers
 import comfy.supported_models
 import torch
+from comfy.patcher_extension import WrappersMP
 
 CONTEXT = 64                            # channels of a text token
 COMMON = {
@@ -92,6 +93,32 @@ def as_flow(model):
     model = model.clone()
     model.add_object_patch("model_sampling", kind(model.model.model_config))
     return model
+
+
+def with_lora(model, endings: tuple[str, ...] = ("to_q.weight", "to_v.weight")):
+    """A clone of the MODEL with weights that the host merges where they fit, and adds on the fly where they do not."""
+    model = model.clone()
+    generator = torch.Generator().manual_seed(9)
+    model.add_patches({name: (torch.randn(weight.shape, generator=generator) * weight.std(),)
+                       for name, weight in model.model.state_dict().items() if name.endswith(endings)}, 0.3)
+    return model
+
+
+def watch_loading(model, states: list):
+    """A clone of the MODEL that notes in each call whether it is loaded in part and has patches not merged."""
+    watched = model.clone()
+    watched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "watch", lambda executor, *args, **kwargs: (
+        states.append((model.model.model_lowvram, model.lowvram_patch_counter() > 0)) or executor(*args, **kwargs)))
+    return watched
+
+
+def leave_room_for_half(monkeypatch, model) -> None:
+    """From now on the host loads half of the MODEL and keeps the rest elsewhere: on a CPU it would load all of it."""
+    comfy.model_management.unload_all_models()
+    load, room = comfy.model_patcher.ModelPatcher.partially_load, model.model_size() // 2
+    monkeypatch.setattr(comfy.model_patcher.ModelPatcher, "partially_load",
+                        lambda self, device, extra_memory=0, **kwargs: load(
+                            self, device, min(extra_memory, room - self.loaded_size()), **kwargs))
 
 
 def conditioning(seed: int, tokens: int = 77, width: int = CONTEXT, **settings) -> list:
