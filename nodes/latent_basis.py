@@ -96,8 +96,8 @@ class FrozenEditAlongBasis(io.ComfyNode):
                 io.Int.Input("direction", default=0, min=-1, max=63, tooltip="Which one. -1: each, one after the "
                                                                              "other."),
                 io.Float.Input("strength", default=16.0, min=-256.0, max=256.0, step=0.5,
-                               tooltip="How far: steps x gamma. The papers go 16 at 0.6 to 0.7 of the schedule; the "
-                                       "length of a 512 px latent is about 128, of a sprite-world latent 32."),
+                               tooltip="How far: steps x gamma, at gamma 1. The papers go 16; the length of a 512 px "
+                                       "latent is about 128, of a sprite-world latent 32."),
                 io.Int.Input("count", default=3, min=1, max=33,
                              tooltip="So many strengths from -strength to strength in one batch. 1: strength alone."),
                 io.Combo.Input("method", options=list(METHODS),
@@ -111,7 +111,7 @@ class FrozenEditAlongBasis(io.ComfyNode):
                 io.Boolean.Input("keep_norm", default=False,
                                  tooltip="Give the latent its length back: strong edits stay pictures, and get "
                                          "weaker."),
-                io.Boolean.Input("by_noise", default=True,
+                io.Boolean.Input("by_noise", default=True, optional=True,
                                  tooltip="Guidance: strength times the released code's gamma, 0.5 from timestep 850 "
                                          "up, 1 from 650 up, 2 below. Off: strength alone."),
             ],
@@ -119,9 +119,10 @@ class FrozenEditAlongBasis(io.ComfyNode):
                      io.String.Output(display_name="report", tooltip="What was done, and warnings.")])
 
     @classmethod
-    def execute(cls, model, positive, latent, sigmas, basis, **request) -> io.NodeOutput:
+    def execute(cls, model, positive, latent, sigmas, basis, by_noise: bool = True, **request) -> io.NodeOutput:
         from ..modules.host.latent_basis import EditRequest, edit
-        samples, text = edit(model, positive, latent["samples"], sigmas, basis, EditRequest(**request))
+        wanted = EditRequest(**request, by_noise=by_noise)
+        samples, text = edit(model, positive, latent["samples"], sigmas, basis, wanted)
         return io.NodeOutput({"samples": samples}, text, ui=ui.PreviewText(text))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..about import about_all
 from .basis import LatentBasis
 from .global_basis import global_basis
 from .transport import Carried, transport
@@ -41,7 +42,7 @@ def mean_basis(bases: Sequence[LatentBasis]) -> LatentBasis:
     if len({basis.V.shape[1:] for basis in bases}) > 1:
         raise ValueError("The bases belong to latents of different shapes: " + ", ".join(
             str(list(basis.V.shape[1:])) for basis in bases) + ". Compute them at one size.")
-    if len({basis.about.get("model", first.about.get("model")) for basis in bases}) > 1:
+    if len({basis.about["model"] for basis in bases if "model" in basis.about}) > 1:
         raise ValueError("The bases belong to different models, or to one with other LoRAs. Compute them on the same.")
     if max(abs(basis.t - first.t) for basis in bases) > 1:
         raise ValueError("The bases belong to different timesteps: " + ", ".join(f"{basis.t:.0f}" for basis in bases) +
@@ -54,5 +55,5 @@ def mean_basis(bases: Sequence[LatentBasis]) -> LatentBasis:
     left, _, right = torch.linalg.svd(mean.double(), full_matrices=False)
     V = (left @ right).float().view(k, *first.V.shape[1:])
     s = torch.stack([basis.s[:k] for basis in bases]).mean(0)
-    about = {**first.about, "solver": "global basis", "samples": str(len(bases))}
+    about = {**about_all([basis.about for basis in bases]), "solver": "global basis", "samples": str(len(bases))}
     return LatentBasis(V, U, s, torch.zeros(k), first.t, first.sigma, about)

@@ -61,14 +61,6 @@ def x_space_guidance(x: Tensor, v: Tensor, eps: Eps, gamma: float | Sequence[flo
         yield x
 
 
-def guided(x: Tensor, v: Tensor, eps: Eps, gamma: float | Sequence[float], steps: int, eta: float = 1.0) -> Tensor:
-    """The last latents [R, C, H, W] of `x_space_guidance`; x itself, a row each, for 0 steps."""
-    out, _, _ = rows(x, v, gamma)
-    for edited in x_space_guidance(x, v, eps, gamma, steps, eta):
-        out = edited
-    return out
-
-
 def direct_addition(x: Tensor, v: Tensor, gamma: float | Sequence[float]) -> Tensor:
     """x + gamma v of the first paper, [R, C, H, W]; gamma is signed, 0 keeps x bit for bit."""
     x, v, gamma = rows(x, v, gamma)

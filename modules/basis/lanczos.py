@@ -84,7 +84,7 @@ def bidiagonalise(jacobian: Jacobian, V: list[Tensor], U: list[Tensor], generato
     """
     scale, fresh, exact = 0.0, True, False
     while not exact:
-        p = orthogonalise(sparing(jacobian, jacobian.push, V[-1].view(jacobian.x.shape), V, U), U)
+        p = orthogonalise(sparing(jacobian.push, V[-1].view(jacobian.x.shape), V, U), U)
         alpha = float(p.norm())
         if alpha <= FLOOR * scale:
             # J v lies in the span of U. If v is random, J vanishes on all that is orthogonal to V.
@@ -93,7 +93,7 @@ def bidiagonalise(jacobian: Jacobian, V: list[Tensor], U: list[Tensor], generato
         else:
             u = p / alpha
             u = u.to(jacobian.dtype)
-            r = sparing(jacobian, jacobian.pull, u.view(jacobian.h.shape), V, U).flatten()
+            r = sparing(jacobian.pull, u.view(jacobian.h.shape), V, U).flatten()
             r = r.to(V[-1].device).double()
             scale = max(scale, alpha)
             jacobian.compare(alpha, float(r @ V[-1].double()), scale)
@@ -102,7 +102,7 @@ def bidiagonalise(jacobian: Jacobian, V: list[Tensor], U: list[Tensor], generato
             scale = max(scale, beta)
         if scale < NOTHING:
             raise no_signal(scale)
-        U.append(u.to(jacobian.dtype).to(U[0].device if U else u.device))
+        U.append(u.to(jacobian.dtype).to(V[0].device))
         fresh = beta <= FLOOR * scale
         if fresh:                               # the pairs so far are exact: others are looked for from anew
             beta, exact = 0.0, exact or len(V) == jacobian.n
@@ -112,13 +112,11 @@ def bidiagonalise(jacobian: Jacobian, V: list[Tensor], U: list[Tensor], generato
         V.append((r / r.norm()).to(jacobian.dtype))
 
 
-def sparing(jacobian: Jacobian, product: Callable[[Tensor], Tensor], vector: Tensor, V: list[Tensor], U: list[Tensor]
-            ) -> Tensor:
-    """A product with J. If the device's memory ends, V and U go to the CPU and the activations are let go first."""
+def sparing(product: Callable[[Tensor], Tensor], vector: Tensor, V: list[Tensor], U: list[Tensor]) -> Tensor:
+    """A product with J. If the device's memory ends, V and U go to the CPU, and it is tried again."""
     try:
         return product(vector)
-    except torch.OutOfMemoryError:
-        jacobian.release()
+    except torch.cuda.OutOfMemoryError:
         V[:], U[:] = ([part.cpu() for part in vectors] for vectors in (V, U))
     return product(vector)
 

@@ -71,8 +71,7 @@ class Jacobian:
         if self.x_mask is not None:
             v = v * self.x_mask
         with differentiable():
-            v = (v * self.v_scale).to(self.x.dtype).clone()
-            u = self._difference(v) if self.difference else self._derivative(v)
+            u = self._sparing(self._pushed, (v * self.v_scale).to(self.x.dtype).clone())
         u = finite(u, "J v").to(self.dtype) / self.v_scale
         return u if self.h_mask is None else u * self.h_mask
 
@@ -101,8 +100,7 @@ class Jacobian:
         if self.h_mask is not None:
             u = u * self.h_mask
         with differentiable():
-            transposed, dtype = self._kept or self._transpose()
-            v, = transposed((u * self.u_scale).to(dtype).clone())
+            v = self._sparing(self._pulled, u * self.u_scale)
         v = finite(v, "J^T u").to(self.dtype) / self.u_scale
         return v if self.x_mask is None else v * self.x_mask
 
@@ -130,9 +128,23 @@ class Jacobian:
                 "and random patches.")
         return error
 
-    def release(self) -> None:
-        """Let the kept activations go: from now on every `pull` runs f anew."""
+    def _pushed(self, v: Tensor) -> Tensor:
+        return self._difference(v) if self.difference else self._derivative(v)
+
+    def _pulled(self, u: Tensor) -> Tensor:
+        transposed, dtype = self._kept or self._transpose()
+        v, = transposed(u.to(dtype).clone())
+        return v
+
+    def _sparing(self, product: Function, vector: Tensor) -> Tensor:
+        """A product; if memory ends, the kept activations go for good and it is tried again."""
+        try:
+            return product(vector)
+        except torch.cuda.OutOfMemoryError:
+            if not self.keep:
+                raise
         self.keep, self._kept = False, None
+        return product(vector)
 
     def _transpose(self) -> tuple[Callable, torch.dtype]:
         h, transposed = torch.func.vjp(self.pull_f, self.x)

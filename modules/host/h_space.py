@@ -34,14 +34,15 @@ OPPOSITE = 179.9            # degrees between features from which no way from on
 
 
 def check_bottleneck(model) -> None:
-    """Raises ValueError for a MODEL whose network has no bottleneck, or whose noise is not of variance sigma^2 on
-    latents of unit variance."""
+    """Raises ValueError for a MODEL whose network has no bottleneck, or that does not sample as Stable Diffusion."""
     network = model.model.diffusion_model
     if not isinstance(network, UNetModel) or network.middle_block is None:
         raise ValueError(f"h-space is the output of a U-Net's middle block; this MODEL is a {type(network).__name__}, "
                          "which has no bottleneck here. Use a checkpoint of SD1.5, SD2 or SDXL.")
     sampling = model.get_model_object("model_sampling")
-    if not isinstance(sampling, comfy.model_sampling.EPS) or sampling.sigma_data != 1:
+    kinds = comfy.model_sampling
+    known = isinstance(sampling, kinds.EPS) and isinstance(sampling, kinds.ModelSamplingDiscrete)
+    if not known or isinstance(sampling, (kinds.EDM, kinds.X0, kinds.ModelSamplingDiscreteEDM)):
         kind = " with ".join(base.__name__ for base in type(sampling).__bases__)
         raise ValueError(f"The MODEL samples by {kind}; h-space here needs the noise of SD1.5, SD2 and SDXL (eps or v "
                          "prediction). Take away nodes that change its sampling to flow or EDM.")

@@ -197,7 +197,7 @@ def record_run(noise, guider, sampler, sigmas: Tensor, latent: dict, deep_skips:
                            callback=callback, disable_pbar=True, seed=noise.seed)
     about = {"model": model_identity(guider.model_patcher), "from": "sampling", "seed": str(noise.seed),
              "steps": str(len(sigmas) - 1), "latent": fingerprint(samples),
-             "prompt": fingerprint(*(cond["cross_attn"] for cond in guider.original_conds.get("positive", [])))}
+             "prompt": fingerprint(*(cond.get("cross_attn") for cond in guider.original_conds.get("positive", [])))}
     return result.to(comfy.model_management.intermediate_device()), recorder.trace(about), report
 
 

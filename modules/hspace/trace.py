@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..about import about_all
 from ..file_mistakes import check_file, check_format
 from .slerp import spherical_mean
 
@@ -110,7 +111,7 @@ def merge_mean(traces: Sequence[HTrace], weights: Sequence[float]) -> HTrace:
         steps = [torch.stack([trace.features[place][trace.nearest(time)].float() for trace in traces])
                  for time in first.times]
         features[place] = torch.stack([spherical_mean(step, torch.tensor(weights)) for step in steps]).half()
-    return replace(first, features=features)
+    return replace(first, features=features, about=about_all([trace.about for trace in traces]))
 
 
 def beside(first: HTrace, second: HTrace) -> HTrace:
@@ -153,7 +154,8 @@ def read_trace(path: Path) -> HTrace:
         mask = own.pop("mask", None)
         if not all(value.isfinite().all() for value in own.values()):
             raise TraceError(f"{path.name} holds numbers that are not finite. Record the trace again.")
-        parts.append(HTrace(own, tuple(told["times"]), told["about"], mask, told["threshold"], told["strength"]))
+        hard = told.get("threshold", 0.0)           # files from before masks had one
+        parts.append(HTrace(own, tuple(told["times"]), told["about"], mask, hard, told["strength"]))
     if not parts or any(H not in part.features or len(part.times) != len(part.features[H]) for part in parts):
         raise TraceError(f"{path.name} is incomplete: features and steps do not agree. Record the trace again.")
     return replace(parts[0], others=tuple(parts[1:]))

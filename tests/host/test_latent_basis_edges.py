@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from comfy.controlnet import ControlBase
 from comfy.samplers import sampler_object
 from comfy_extras.nodes_hypertile import HyperTile
-from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM, ModelSamplingDiscrete
 from comfy_extras.nodes_tomesd import TomePatchModel
 
 from frozen_diffusion.modules.basis.directions import carry, mean_basis
@@ -239,7 +239,10 @@ def test_means_of_bases_that_do_not_belong_together(found):
         mean_basis([found, replace(found, V=found.V[:, :, :15])])
     with pytest.raises(ValueError, match="different models"):
         mean_basis([found, replace(found, about={"model": "another"})])
-    mean_basis([found, replace(found, about={})])           # made by a script: nothing is known of its model
+    script = replace(found, about={})                       # nothing is known of its model
+    for bases in ([found, script], [script, found]):
+        assert not {"prompt", "latent"} & set(mean_basis(bases).about)
+    assert mean_basis([found, found]).about["latent"] == found.about["latent"]
 
 
 def test_a_report_with_a_contact_sheet(comfy, found):
@@ -251,6 +254,8 @@ def test_a_report_with_a_contact_sheet(comfy, found):
     torch.testing.assert_close(sheet[22:42, 32:62], pictures[4], rtol=0, atol=1 / 255)
 
 
-def test_flow_sampling_on_a_u_net_is_refused(base):
-    with pytest.raises(ValueError, match="samples by ModelSamplingDiscreteFlow with CONST.*flow or EDM"):
-        compute_basis(as_flow(base), conditioning(1), noisy(), SIGMAS, BasisRequest(rank=1))
+def test_flow_and_edm_sampling_on_a_u_net_are_refused(base):
+    edm = ModelSamplingContinuousEDM().patch(base, "v_prediction", 120.0, 0.002)[0]
+    for model in (as_flow(base), edm):
+        with pytest.raises(ValueError, match="samples by ModelSampling(DiscreteFlow|ContinuousEDM).*flow or EDM"):
+            compute_basis(model, conditioning(1), noisy(), SIGMAS, BasisRequest(rank=1))

@@ -181,3 +181,20 @@ def test_a_layer_without_forward_derivative(caplog):
     torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-2 * exact.norm().item())
     with pytest.raises(ValueError, match="no forward derivative.*scaled_dot_product.*use float32"):
         Jacobian(fused, x.bfloat16()).push(v)
+
+
+def test_kept_activations_go_when_memory_ends():
+    """In the first pull, as `check_adjoint` makes it, and only once: without them there is nothing left to spare."""
+    full, f = [True], Encoder()
+
+    def limited(x):
+        if full:
+            full.pop()
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        return f(x)
+
+    jacobian, u = Jacobian(f, latent(), pull_f=limited, keep=True), normal(1, 8, 4, 4)
+    assert torch.equal(jacobian.pull(u), Jacobian(f, latent()).pull(u)) and not jacobian.keep
+    full.append(True)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        jacobian.pull(u)

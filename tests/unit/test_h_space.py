@@ -1,4 +1,5 @@
 """h-space injection as mathematics: blending, the steps, the grid, traces; oracles in float64."""
+import json
 import math
 
 import pytest
@@ -253,6 +254,10 @@ def test_a_trace_survives_its_file(tmp_path):
     for old, new in zip(both.parts, again.parts, strict=True):
         assert torch.equal(old.features["h"], new.features["h"]) and (old.mask is None) == (new.mask is None)
         assert (old.threshold, old.strength) == (new.threshold, new.strength)
+    tensors, metadata = trace_tensors(both)
+    parts = [{key: told for key, told in part.items() if key != "threshold"} for part in json.loads(metadata["parts"])]
+    write_whole(path, tensors, metadata | {"parts": json.dumps(parts)}, "The h-trace")
+    assert read_trace(path).threshold == 0              # a file from before masks had one
 
 
 @pytest.mark.parametrize("kind", ["page", "other", "version", "cut", "nan", "short"])
