@@ -91,8 +91,7 @@ def bidiagonalise(jacobian: Jacobian, V: list[Tensor], U: list[Tensor], generato
             exact = fresh
             alpha, beta, u, r = 0.0, 0.0, torch.zeros_like(p), p
         else:
-            u = p / alpha
-            u = u.to(jacobian.dtype)
+            u = (p / alpha).to(jacobian.dtype)
             r = sparing(jacobian.pull, u.view(jacobian.h.shape), V, U).flatten()
             r = r.to(V[-1].device).double()
             scale = max(scale, alpha)
@@ -102,7 +101,7 @@ def bidiagonalise(jacobian: Jacobian, V: list[Tensor], U: list[Tensor], generato
             scale = max(scale, beta)
         if scale < NOTHING:
             raise no_signal(scale)
-        U.append(u.to(jacobian.dtype).to(V[0].device))
+        U.append(u.to(V[0].device, jacobian.dtype))
         fresh = beta <= FLOOR * scale
         if fresh:                               # the pairs so far are exact: others are looked for from anew
             beta, exact = 0.0, exact or len(V) == jacobian.n

@@ -1,12 +1,9 @@
 """ControlNet on chosen frames: who gets the hint, who does not, and in which window."""
-import comfy.controlnet
 import pytest
 import torch
-from safetensors.torch import save_file
+from control_examples import random_control_net, random_model
 
 from frozen_diffusion.modules.demo import models
-from frozen_diffusion.modules.demo.train_controlnet import ControlBranch
-from frozen_diffusion.modules.host import demo
 from frozen_diffusion.modules.host.control import control_frames, parse_frames, parse_strengths
 from testhost.models import conditioning, sample
 
@@ -15,22 +12,12 @@ FRAMES = 4
 
 @pytest.fixture(scope="module")
 def model(comfy):
-    torch.manual_seed(0)
-    unet = demo.fresh_unet()
-    for parameter in unet.parameters():
-        parameter.data += 0.02 * torch.randn_like(parameter)
-    return demo.build_model(unet.state_dict())
+    return random_model()
 
 
 @pytest.fixture(scope="module")
 def control_net(model, tmp_path_factory):
-    torch.manual_seed(1)
-    branch = ControlBranch(demo.fresh_control(model.model.diffusion_model))
-    for parameter in branch.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter) * parameter.requires_grad
-    path = tmp_path_factory.mktemp("control") / "control.safetensors"
-    save_file({name: value.detach().contiguous().clone() for name, value in branch.file().items()}, str(path))
-    return comfy.controlnet.load_controlnet(str(path))
+    return random_control_net(model, tmp_path_factory.mktemp("control"))
 
 
 def prompts():

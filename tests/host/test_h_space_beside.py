@@ -1,19 +1,16 @@
 """h-space beside what else a user has on: regional prompts, clips, a motion module, context windows, ControlNet."""
 from __future__ import annotations
 
-import comfy.controlnet
 import pytest
 import torch
 import torch.nn.functional as F
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+from control_examples import random_control_net, random_model
 from h_space_examples import PLAIN, SIZE, comfy_sampler, guider, injected, levels, record, run, with_hook
 from motion_examples import TINY, random_motion
-from safetensors.torch import save_file
 
 from frozen_diffusion.modules.demo import models
-from frozen_diffusion.modules.demo.train_controlnet import ControlBranch
-from frozen_diffusion.modules.host import demo
 from frozen_diffusion.modules.host.h_space import Capture, HSpaceTap, with_first_patch
 from frozen_diffusion.modules.host.motion import apply_motion, hold_motion
 from frozen_diffusion.modules.hspace.curve import parse_curve
@@ -168,17 +165,8 @@ def test_moving_windows_get_the_features_of_their_frames(comfy, moving):
 @pytest.fixture(scope="module")
 def controlled(tmp_path_factory):
     """(a MODEL, a prompt with a ControlNet that the host has loaded for it)."""
-    torch.manual_seed(0)
-    unet = demo.fresh_unet()
-    for parameter in unet.parameters():
-        parameter.data += 0.02 * torch.randn_like(parameter)
-    model = demo.build_model(unet.state_dict())
-    branch = ControlBranch(demo.fresh_control(model.model.diffusion_model))
-    for parameter in branch.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter) * parameter.requires_grad
-    path = tmp_path_factory.mktemp("control") / "control.safetensors"
-    save_file({name: value.detach().contiguous().clone() for name, value in branch.file().items()}, str(path))
-    net = comfy.controlnet.load_controlnet(str(path))
+    model = random_model()
+    net = random_control_net(model, tmp_path_factory.mktemp("control"))
     hint = torch.rand(1, 3, 8 * SIZE, 8 * SIZE, generator=stream("hint"))
     return model, conditioning(1, width=models.CONTEXT, control=net.copy().set_cond_hint(hint, 1.0, (0.0, 1.0)))
 
