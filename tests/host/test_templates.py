@@ -22,7 +22,8 @@ def ready(name: str, object_info: dict) -> dict:
             case "CheckpointLoaderSimple":      # a stand-in for the user's own checkpoint: the one exchange it takes
                 node |= {"class_type": "FrozenLoadSpriteWorld", "inputs": {}}
             case "FrozenLoadMotionModule":
-                inputs["motion_file"] = MOTION
+                if not inputs["motion_file"].startswith("frozen-diffusion/"):
+                    inputs["motion_file"] = MOTION
             case "EmptyLatentImage":
                 inputs |= {"width": 128, "height": 128}
             case "KSampler" | "BasicScheduler":

@@ -58,13 +58,22 @@ def controlled(graph: dict, hints: str, frames: str, strengths: str) -> None:
     graph["sampler"]["inputs"] |= {"positive": ["control", 0], "negative": ["control", 1]}
 
 
+def mitigating(model: str, alpha: float) -> dict:
+    return node("FrozenMitigatingGradient", model=[model, 0], alpha=alpha, mode="fast", order=1, start_percent=0.0,
+                end_percent=1.0, frames_per_clip=0, locked_frames="")
+
+
 def harivo_text_to_video() -> Template:
-    graph = video_graph("a large dog in the middle of a blue striped background, moving left", "harivo", motion_file=HARIVO)
+    graph = video_graph("a large dog in the middle of a blue striped background, moving left", "harivo", model="mitigating",
+                        motion_file=HARIVO)
+    graph["mitigating"] = mitigating("motion", 40.0)
     return Template(graph, ("## Text to video by HARIVO\nThe motion module of this file has HARIVO's parts: a mapping network "
                             "for the noise, words of its own for every frame, and a convolution along time. *Apply Motion "
-                            "Module* shows a switch for the first two.\n\n- The weights are a reconstruction, trained "
+                            "Module* shows a switch for the first two. *Mitigating Gradient* smooths the clip while it is "
+                            "sampled; 40 is the paper's value.\n\n- The weights are a reconstruction, trained "
                             "by this pack; the paper's own were never released.\n- For your own: template "
-                            "*train_harivo*." + OWN_MODEL + " An AnimateDiff file "
+                            "*train_harivo*.\n- Steadier still: first noise of which the frames share a part, as in "
+                            "template *animatediff_smooth*; here **alpha** 2, if nothing has to circle." + OWN_MODEL + " An AnimateDiff file "
                             "works too, without HARIVO's parts.", "### Captions" + CAPTIONS))
 
 
@@ -140,11 +149,6 @@ def train_motion_module() -> Template:
                             "**beta_schedule** to *auto* and start from an AnimateDiff file: connect *Load Motion Module* "
                             "to **motion_module**.\n\nUse clips without watermarks: temporal layers learn them, although "
                             "the image model is frozen.",))
-
-
-def mitigating(model: str, alpha: float) -> dict:
-    return node("FrozenMitigatingGradient", model=[model, 0], alpha=alpha, mode="fast", order=1, start_percent=0.0,
-                end_percent=1.0, frames_per_clip=0, locked_frames="")
 
 
 def mitigating_gradient() -> Template:
