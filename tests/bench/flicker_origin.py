@@ -1,21 +1,35 @@
 """Where flicker comes from: true clips of sprite world with noise on them, denoised in one step and in the last steps.
 
 `own_noise_ROW_SIGMA`: how much of the mean of a frame's own noise the predicted clean frame takes over, as differences
-between neighbours show it; 1 = all, 0 = frames know that their background is the same. `r_ROW_SIGMA`: flicker after the
-steps that a sampling of 20 still has from there. Rows: the image model alone, the baseline module, HARIVO's.
-FROZEN_BENCH_PROMPTS sets the clips (4). Name: flicker-origin.
+between neighbours show it; 1 = all, 0 = frames know that their background is the same. After the steps that a sampling
+of 20 still has from there: `r_ROW_SIGMA`, the flicker, and `jitter_ROW_SIGMA`, how uneven the sprite's path is: the
+mean second difference of its centre in pixels, as the oracle sees it. Rows: the image model alone, the baseline
+module, HARIVO's. FROZEN_BENCH_PROMPTS sets the clips (4). Name: flicker-origin.
 """
 from __future__ import annotations
 
 import statistics
+from dataclasses import dataclass
 
 import comfy.sample
 import torch
-from bench._sprite_world import CFG, SAMPLER, SCHEDULER, condition, context, load_world, prompts, with_motion
+from bench._sprite_world import (
+    CFG,
+    JUDGE,
+    SAMPLER,
+    SCHEDULER,
+    World,
+    condition,
+    context,
+    load_world,
+    prompts,
+    with_motion,
+)
 from bench.harivo_ablation import scenes_for, true_latents
 from comfy.samplers import calculate_sigmas, sampler_object
 from torch import Tensor
 
+from frozen_diffusion.modules.demo.motion_oracle import read_clips
 from frozen_diffusion.modules.demo.renderer import FRAMES
 from frozen_diffusion.modules.demo.world import caption
 from frozen_diffusion.modules.motion.flicker import clip_figures
@@ -30,31 +44,56 @@ def taken_over(error: Tensor, noise: Tensor) -> float:
     return (error @ noise / (noise @ noise)).item()
 
 
+@dataclass(frozen=True)
+class NoisyClips:
+    """True clips [F, 4, h, w] of scenes, to be denoised by the host."""
+
+    world: World
+    clips: list[Tensor]
+    words: list
+    empty: list
+
+    def seen(self, latent: Tensor) -> dict[str, float]:
+        """r, and the path's jitter in pixels, of a clip."""
+        pixels = self.world.vae.decode(latent).movedim(-1, 1).cpu()
+        centre = read_clips(pixels[None]).centre[0]                                                 # [F, 2]
+        return {"r": clip_figures(pixels).r, "jitter": centre.diff(n=2, dim=0).norm(dim=1).mean().item()}
+
+    def denoised(self, model, number: int, sigmas: Tensor, cfg: float) -> tuple[Tensor, Tensor]:
+        """Clip `number` after the steps `sigmas` from its noisy self, and the noise."""
+        clip, seed = self.clips[number], SEED + number
+        noise = comfy.sample.prepare_noise(clip, seed)
+        return comfy.sample.sample_custom(model, noise, cfg, sampler_object(SAMPLER), sigmas, self.words[number],
+                                          self.empty, clip, disable_pbar=True, seed=seed).cpu(), noise
+
+    def measure(self, model, sigmas: Tensor) -> dict[str, float]:
+        """Means over the clips, from the noise level sigmas[0] on."""
+        found = []
+        for number, clip in enumerate(self.clips):
+            once, noise = self.denoised(model, number, torch.stack([sigmas[0], torch.zeros(())]), 1.0)
+            error = self.world.model.model.process_latent_in(once - clip)
+            found.append({"own_noise": taken_over(error, sigmas[0] * noise)}
+                         | self.seen(self.denoised(model, number, sigmas, CFG)[0]))
+        return means(found)
+
+
+def means(found: list[dict[str, float]]) -> dict[str, float]:
+    """Of figures with the same names."""
+    return {key: statistics.fmean(each[key] for each in found) for key in found[0]}
+
+
 @torch.inference_mode()
 def run() -> dict:
-    """The figures of every row and noise level, means over the clips, and `r_truth` of the true clips after the VAE."""
+    """The figures of every row and noise level, and those of the true clips after the VAE."""
     world, scenes = load_world(), scenes_for(prompts(4))
-    clips = true_latents(world, scenes)
-    empty, words = condition(world.clip, [""]), [condition(world.clip, [caption(scene)], FRAMES) for scene in scenes]
+    words = [condition(world.clip, [caption(scene)], FRAMES) for scene in scenes]
+    noisy = NoisyClips(world, true_latents(world, scenes), words, condition(world.clip, [""]))
     sigmas = calculate_sigmas(world.model.get_model_object("model_sampling"), SCHEDULER, STEPS)
-
-    def flicker(latent: Tensor) -> float:
-        return clip_figures(world.vae.decode(latent).movedim(-1, 1).cpu()).r
-
-    figures = {"r_truth": statistics.fmean(map(flicker, clips))}
+    figures = {f"{key}_truth": value for key, value in means([*map(noisy.seen, noisy.clips)]).items()}
     for row, name in ROWS.items():
         model = with_motion(world.model, FRAMES, name) if name else world.model
         for left in LEFT:
-            found = []
-            for number, clip in enumerate(clips):
-                noise, ends = comfy.sample.prepare_noise(clip, SEED + number), {}
-                sigma = sigmas[-left - 1].item()
-                for key, rest in {"once": torch.tensor([sigma, 0.0]), "steps": sigmas[-left - 1:]}.items():
-                    ends[key] = comfy.sample.sample_custom(
-                        model, noise, 1.0 if key == "once" else CFG, sampler_object(SAMPLER), rest, words[number],
-                        empty, clip, disable_pbar=True, seed=SEED + number).cpu()
-                error = world.model.model.process_latent_in(ends["once"] - clip)
-                found.append((taken_over(error, sigma * noise), flicker(ends["steps"])))
-            for key, values in zip(("own_noise", "r"), zip(*found, strict=True), strict=True):
-                figures[f"{key}_{row}_{sigma:.2f}"] = statistics.fmean(values)
-    return {"figures": figures, "context": context(seeds=[SEED], steps=STEPS, cfg=CFG, clips=len(clips))}
+            rest = sigmas[-left - 1:]
+            figures |= {f"{key}_{row}_{rest[0]:.2f}": value for key, value in noisy.measure(model, rest).items()}
+    return {"figures": figures, "context": context(judge=JUDGE, seeds=[SEED], steps=STEPS, cfg=CFG,
+                                                   clips=len(noisy.clips))}
