@@ -15,7 +15,8 @@ from .workflow import BYPASSED, default_of, extra_values, inputs_of, is_widget
 
 TITLE, SLOT, WIDGET, GAP = 30, 20, 24, 40       # heights on the page, in its pixels
 WIDE, NARROW, TEXT, PICTURE = 400, 300, 120, 280
-SHOWING = {"PreviewImage", "SaveImage", "SaveVideo", "SaveAnimatedWEBP", "SaveAnimatedPNG", "LoadImage"}
+SHOWING = {"PreviewImage", "SaveImage", "SaveVideo", "SaveAnimatedWEBP", "SaveAnimatedPNG", "LoadImage",
+           "FrozenFrameSheet", "FrozenClipReport"}
 NOTE_COLOURS = {"color": "#432", "bgcolor": "#653"}
 
 
@@ -68,7 +69,6 @@ def node_of(key: str, node: Mapping, schema: Mapping) -> dict:
                for slot, (name, kind) in enumerate(zip(schema["output_name"], schema["output"], strict=True))]
     height = (SLOT * max(len(sockets), len(outputs)) + WIDGET * len(values) + TEXT * long_texts + 16
               + PICTURE * (node["class_type"] in SHOWING))
-    ours = node["class_type"].startswith("Frozen")
     ours = node["class_type"].startswith("Frozen")
     return {
         "type": node["class_type"], "size": [WIDE if long_texts else NARROW, max(height, 46)], "flags": {},
