@@ -73,8 +73,8 @@ def harivo_text_to_video() -> Template:
                             "sampled; 40 is the paper's value.\n\n- The weights are a reconstruction, trained "
                             "by this pack; the paper's own were never released.\n- For your own: template "
                             "*train_harivo*.\n- Steadier still: first noise of which the frames share a part, as in "
-                            "template *animatediff_smooth*; here **alpha** 2, if nothing has to circle." + OWN_MODEL + " An AnimateDiff file "
-                            "works too, without HARIVO's parts.", "### Captions" + CAPTIONS))
+                            "template *animatediff_smooth*; here **alpha** 2, if nothing has to circle." + OWN_MODEL
+                            + " An AnimateDiff file works too, without HARIVO's parts.", "### Captions" + CAPTIONS))
 
 
 def harivo_controlnet() -> Template:
