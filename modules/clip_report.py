@@ -15,9 +15,13 @@ LINE, WORST = "#2a6fdb", "#d1342f"
 def report_text(figures: ClipFigures, fps: float) -> str:
     """The figures in lines, each with what it means."""
     first, second = figures.worst_pair
+    if len(figures.curve) < 2:
+        change = ["flicker: a clip of two frames has none", f"change d1 = {figures.d1:.2f} (mean over pixels, 0..255)"]
+    else:
+        change = [f"flicker r = {figures.r:.2f} (d2 / d1; noise about 1.7, even motion near 0)",
+                  f"change d1 = {figures.d1:.2f}, of the change d2 = {figures.d2:.2f} (mean over pixels, 0..255)"]
     return "\n".join([
-        f"flicker r = {figures.r:.2f} (d2 / d1; noise about 1.7, even motion near 0)",
-        f"change d1 = {figures.d1:.2f}, of the change d2 = {figures.d2:.2f} (mean over pixels, 0..255)",
+        *change,
         f"motion span = {figures.span:.2f} (first against last frame, 0..255)",
         f"texture = {figures.texture:.2f} (mean absolute Laplacian of the luma)",
         f"most different neighbours: frames {first} and {second} ({figures.curve.max():.2f}), at {second / fps:.2f} s"])
@@ -55,6 +59,7 @@ def draw_plot(figures: ClipFigures, width: int) -> Image.Image:
         pen.ellipse((x - size, y - size, x + size, y + size), fill=WORST if worst else LINE)
         if len(points) <= 40 or pair % 5 == 0:
             pen.text((x, low + 8), str(pair), fill=INK, font=font, anchor="mt")
-    pen.text((left, 10), f"mean |difference| of frame f and f + 1, 0..255      r {figures.r:.2f}   d1 {figures.d1:.2f}"
-                         f"   span {figures.span:.2f}", fill=INK, font=font)
+    flicker = f"   r {figures.r:.2f}" if len(curve) > 1 else ""
+    pen.text((left, 10), f"mean |difference| of frame f and f + 1, 0..255   {flicker}   d1 {figures.d1:.2f}   span "
+                         f"{figures.span:.2f}", fill=INK, font=font)
     return plot
