@@ -33,7 +33,7 @@ def mitigate_gradient(model, alpha: float, mode: str = FAST, order: int = 1, sta
     """A clone of the MODEL that samples with mitigating gradient; alpha 0 gives a plain clone.
 
     Args:
-        alpha: guidance scale, the paper's; 40 by default there. Negative values roughen.
+        alpha: guidance scale, the paper's; 40 by default there. Negative values roughen, with a warning.
         mode: "fast" (no backward pass) or "exact" (through the guided U-Net, two to three times slower).
         order: 1 smooths every change along time, 2 spares even motion.
         start_percent, end_percent: part of the sampling in which it acts.
@@ -49,6 +49,9 @@ def mitigate_gradient(model, alpha: float, mode: str = FAST, order: int = 1, sta
     if is_limited(alpha, order):
         logging.warning("Frozen Diffusion: alpha %g is more than can be done in a stable way at high noise levels; it "
                         "is limited there.", alpha)
+    if alpha < 0:
+        logging.warning("Frozen Diffusion: alpha %g is below 0, so frames are driven apart: the clip gets rougher, not "
+                        "smoother.", alpha)
     mitigation = Mitigation(alpha, order, (start_percent, end_percent), frames_per_clip, locked_frames)
     if mode == FAST:
         model.set_model_sampler_post_cfg_function(mitigation.after_guidance)

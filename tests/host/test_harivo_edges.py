@@ -13,7 +13,7 @@ from motion_examples import TINY, random_motion
 
 from frozen_diffusion.modules.host.mitigating import mitigate_gradient
 from frozen_diffusion.modules.host.motion import MotionRun, apply_motion, hold_motion, run_of_call
-from frozen_diffusion.modules.motion.mitigating_gradient import MOST, energy, limited_alpha, step_size
+from frozen_diffusion.modules.motion.mitigating_gradient import MOST, energy, limited_alpha, mitigate, step_size
 from frozen_diffusion.modules.motion.module import MotionConfig, MotionModule
 from testhost.models import CONTEXT, as_flow, conditioning, latent, sample
 
@@ -54,14 +54,16 @@ def test_controlnet_gets_unmapped_latents_and_plain_text(base):
     assert torch.equal(heard[0][0], heard[1][0]) and heard[0][1] == heard[1][1] == 77
 
 
-def test_long_prompts_get_their_tokens_once_at_the_end(base):
+def test_long_prompts_get_their_tokens_once_at_the_end(base, monkeypatch):
+    """And the short prompt beside them stays in one call with them: the host repeats it to their length."""
+    seen, real = [], MotionModule.add_tokens
+    monkeypatch.setattr(MotionModule, "add_tokens", lambda module, text, seconds: seen.append(
+        (text, real(module, text, seconds))) or seen[-1][1])
     long = conditioning(1, tokens=154)
-    out = sample(apply_motion(base, harivo()), 4, size=SIZE, positive=long)
-    assert out.isfinite().all()
-    with torch.no_grad():
-        text = long[0][0].expand(4, -1, -1)
-        tokens = harivo().module.add_tokens(text, torch.arange(4) / 8)
-    assert tokens.shape[1] == 158 and torch.equal(tokens[:, :154], text)
+    assert sample(apply_motion(base, harivo()), 4, size=SIZE, steps=1, positive=long).isfinite().all()
+    (text, longer), = seen
+    assert text.shape[:2] == (8, 154) and longer.shape[1] == 158 and torch.equal(longer[:, :154], text)
+    assert any(torch.equal(part, long[0][0].expand(4, -1, -1)) for part in text.chunk(2))
 
 
 @pytest.mark.parametrize(("rows", "chunks", "frames"), [(3, [], 2), (3, [0, 1], 2), (1, [0, 1], 0)])
@@ -104,14 +106,22 @@ def test_prompts_a_frame_go_with_their_frames_in_windows(comfy, base):
 
 
 @pytest.mark.parametrize("mode", ["fast", "exact"])
-def test_too_much_alpha_is_limited_with_a_warning(base, caplog, mode):
+def test_too_much_alpha_and_negative_alpha_are_warned_of(comfy, base, caplog, mode):
     caplog.set_level(logging.WARNING)
-    mitigate_gradient(base, 150.0, mode)
-    assert "is more than can be done" not in caplog.text
-    for alpha in (1e6, -1e6):
+
+    def through_node(alpha, order=1):
         caplog.clear()
-        model = mitigate_gradient(base, alpha, mode)
-        assert "is more than can be done" in caplog.text
+        return comfy.run("FrozenMitigatingGradient", model=base, alpha=alpha, mode=mode, order=order, start_percent=0.0,
+                         end_percent=1.0, frames_per_clip=0, locked_frames="")[0]
+
+    limited, below = "is more than can be done", "gets rougher, not smoother"
+    through_node(150.0)
+    assert limited not in caplog.text and below not in caplog.text
+    through_node(-100.0)
+    assert limited not in caplog.text and below in caplog.text
+    for alpha, order in ((1e6, 1), (-1e6, 1), (1000.0, 2)):
+        model = through_node(alpha, order)
+        assert limited in caplog.text and (below in caplog.text) == (alpha < 0)
         assert sample(model, 3, steps=1, size=SIZE).isfinite().all()
 
 
@@ -185,10 +195,11 @@ def test_smoothing_acts_on_the_whole_clip_of_context_windows(comfy, base):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_smoothed_in_full(tiny_sd15, dtype):
-    model = tiny_sd15(dtype=dtype)
-    out = sample(mitigate_gradient(apply_motion(model, harivo(dtype=dtype)), 150.0), 4, size=SIZE)
-    assert out.isfinite().all()
+def test_half_precision_is_smoothed(tiny_sd15, dtype):
+    model = apply_motion(tiny_sd15(dtype=dtype), harivo(dtype=dtype))
+    plain, smooth = (sample(given, 4, size=SIZE, steps=1) for given in (model, mitigate_gradient(model, 150.0)))
+    k = step_size(150.0, model.get_model_object("model_sampling").sigma_max.item())
+    torch.testing.assert_close(smooth, mitigate(plain[None], k)[0], rtol=1e-3, atol=1e-3)
 
 
 def test_eight_bit_files_are_held_in_sixteen(base):
