@@ -5,7 +5,7 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from comfy.sample import sample as ksample
-from comfy.samplers import KSAMPLER, CFGGuider, sampler_object
+from comfy.samplers import KSAMPLER, CFGGuider, Sampler, sampler_object
 from comfy_extras import nodes_custom_sampler as custom
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from motion_examples import TINY, random_motion
@@ -300,3 +300,27 @@ def test_freeinit(comfy, base):
     twice = freeinit()
     assert twice.isfinite().all() and not torch.allclose(twice, plain, atol=1e-3)
     assert torch.equal(twice, freeinit())
+
+
+def test_freeinit_keeps_the_low_frequencies_of_the_noised_clip(comfy, base):
+    """x_T of the second pass against x0 / sigma + eps of the first, frequency by frequency; a sharp filter."""
+    passes, euler = [], sampler_object("euler")
+
+    class Recording(Sampler):
+        def sample(self, model_wrap, sigmas, extra_args, callback, noise, *args):
+            x0 = euler.sample(model_wrap, sigmas, extra_args, callback, noise, *args)
+            passes.append((float(sigmas[0]), noise, x0))
+            return x0
+
+    cutoff = 0.5
+    advanced(comfy, base, clip_noise(comfy), wrap=lambda sampler: comfy.run(
+        "FrozenFreeInit", sampler=Recording(), iterations=2, filter="ideal", spatial_cutoff=cutoff,
+        temporal_cutoff=cutoff, frames_per_clip=0)[0])
+    (sigma, noise, x0), (_, second, _) = passes
+    clip, given = (torch.fft.fftn(x.double(), dim=(0, 2, 3)) for x in (x0 / sigma + noise, second))
+    frequency = [2 * torch.fft.fftfreq(size).abs() for size in (len(noise), *SIZE)]         # 1 is the highest
+    f, y, x = torch.meshgrid(*frequency, indexing="ij")
+    low = ((f / cutoff) ** 2 + (y / cutoff) ** 2 + (x / cutoff) ** 2 <= 1)[:, None].expand_as(clip)
+    assert 0 < low.sum() < low.numel() / 2
+    torch.testing.assert_close(given[low], clip[low], rtol=1e-4, atol=1e-3)
+    assert not torch.isclose(given[~low], clip[~low], rtol=0.01, atol=0.01).any()

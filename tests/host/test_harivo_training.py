@@ -103,12 +103,16 @@ def test_a_cancelled_training_with_all_losses_goes_on_bit_for_bit(setup):
 
 
 def test_fresh_parts_do_not_change_the_model(tiny_sd15):
-    """Mapping and layers exactly; the tokens only weigh the last word more (harivo.md 8.3)."""
+    """Mapping and layers exactly; tokens only repeat the last word, which weighs it more (harivo.md 8.3)."""
     model, (x, t, text) = tiny_sd15(), inputs()
-    plain, mapped = (PrivateUNet(model, fresh_motion_module(config), frames=4) for config in (
-        replace(PARTS, mapping_width=0, frame_tokens=0), replace(PARTS, frame_tokens=0)))
+    plain, mapped, tokened = (PrivateUNet(model, fresh_motion_module(config), frames=4) for config in (
+        replace(PARTS, mapping_width=0, frame_tokens=0), replace(PARTS, frame_tokens=0), PARTS))
     with torch.no_grad():
         assert torch.equal(plain(x, t, text), mapped(x, t, text))
+        last = text.tokens[:, -1:].expand(-1, PARTS.frame_tokens, -1)
+        weighed = plain(x, t, replace(text, tokens=torch.cat((text.tokens, last), dim=1)))
+        torch.testing.assert_close(tokened(x, t, text), weighed)
+        assert not torch.allclose(weighed, plain(x, t, text), atol=1e-4)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -13,9 +13,11 @@ from frozen_diffusion.modules.host import motion
 from frozen_diffusion.modules.host.motion import LoadedMotion, hold_motion
 from frozen_diffusion.modules.host.motion_splice import MotionSlot
 from frozen_diffusion.modules.motion.module import MotionConfig
-from testhost.models import conditioning, latent, sample
+from testhost.models import CONTEXT, conditioning, latent, sample
 
 SIZE = (8, 8)
+HARIVO = {"mapping_width": 16, "frame_tokens": 4, "text_channels": CONTEXT, "temporal_convolution": True}
+with_and_without_harivo = pytest.mark.parametrize("parts", [{}, HARIVO], ids=["plain", "harivo"])
 
 
 @pytest.fixture(scope="module")
@@ -129,13 +131,14 @@ def test_chunks_of_cond_and_uncond(comfy, base, calls):
     assert torch.allclose(together, apart, rtol=1e-3, atol=1e-3 * together.std().item())
 
 
-def test_several_clips_in_one_batch(comfy, base, calls):
+@with_and_without_harivo
+def test_several_clips_in_one_batch(comfy, base, calls, parts):
     noise = torch.randn(8, 4, *SIZE, generator=torch.Generator().manual_seed(5))
-    both = denoise(apply(comfy, base, loaded(), frames_per_clip=4), noise)
+    both = denoise(apply(comfy, base, loaded(**parts), frames_per_clip=4), noise)
     assert {call[:2] for call in calls} == {(16, 4)}
-    alone = torch.cat([denoise(apply(comfy, base, loaded()), clip) for clip in noise.chunk(2)])
+    alone = torch.cat([denoise(apply(comfy, base, loaded(**parts)), clip) for clip in noise.chunk(2)])
     assert torch.allclose(both, alone, rtol=1e-3, atol=1e-3 * both.std().item())
-    assert not torch.allclose(both, denoise(apply(comfy, base, loaded()), noise), atol=1e-2)
+    assert not torch.allclose(both, denoise(apply(comfy, base, loaded(**parts)), noise), atol=1e-2)
 
 
 def test_regional_prompts(comfy, base, calls):
@@ -147,7 +150,8 @@ def test_regional_prompts(comfy, base, calls):
     assert {frames for _, frames, _ in calls} == {4} and max(rows for rows, *_ in calls) > 8
 
 
-def test_lora_before_and_after(comfy, base):
+@with_and_without_harivo
+def test_lora_before_and_after(comfy, base, parts):
     """Also on an Upsample that follows a motion layer."""
     patches = {f"diffusion_model.{key}": ("diff", (torch.full(value.shape, 0.05),))
                for key, value in base.model.diffusion_model.state_dict().items()
@@ -155,10 +159,10 @@ def test_lora_before_and_after(comfy, base):
     assert len(patches) == 3
     before = base.clone()
     before.add_patches(patches)
-    after = apply(comfy, base, loaded())
+    after = apply(comfy, base, loaded(**parts))
     without = sample(after, 4, size=SIZE)
     after.add_patches(patches)
-    first = sample(apply(comfy, before, loaded()), 4, size=SIZE)
+    first = sample(apply(comfy, before, loaded(**parts)), 4, size=SIZE)
     assert torch.equal(first, sample(after, 4, size=SIZE))
     assert not torch.allclose(first, without, atol=1e-2)
 
@@ -191,9 +195,10 @@ def test_controlnet_per_frame(comfy, base):
     assert alone[0] == 0 and alone[3] > 0.1 and moved[0] > 1e-3 and moved[3] > 0.1
 
 
+@with_and_without_harivo
 @pytest.mark.parametrize("size", [(8, 24), (24, 8), (9, 15)])
-def test_sizes(comfy, base, size):
-    out = sample(apply(comfy, base, loaded()), 3, size=size)
+def test_sizes(comfy, base, size, parts):
+    out = sample(apply(comfy, base, loaded(**parts)), 3, size=size)
     assert out.shape == (3, 4, *size) and out.isfinite().all()
 
 
@@ -281,9 +286,10 @@ def test_two_prompts_share_a_checkpoint(comfy, base, plain):
     assert torch.equal(sample(two.clone(), 4, size=SIZE), second)
 
 
+@with_and_without_harivo
 @pytest.mark.parametrize("when", ["loading", "first step", "last step", "inside a layer"])
-def test_failure_leaves_the_model_clean(comfy, base, plain, monkeypatch, when):
-    model = apply(comfy, base, loaded(), groupnorm="pooled")
+def test_failure_leaves_the_model_clean(comfy, base, plain, monkeypatch, when, parts):
+    model = apply(comfy, base, loaded(**parts), groupnorm="pooled")
     good = sample(model, 4, size=SIZE)
 
     def fail(*args, **kwargs):
@@ -306,8 +312,9 @@ def test_failure_leaves_the_model_clean(comfy, base, plain, monkeypatch, when):
     assert torch.equal(sample(model, 4, size=SIZE), good)
 
 
-def test_cancel_leaves_the_model_clean(comfy, base, plain):
-    model = apply(comfy, base, loaded())
+@with_and_without_harivo
+def test_cancel_leaves_the_model_clean(comfy, base, plain, parts):
+    model = apply(comfy, base, loaded(**parts))
 
     def callback(step, *args):
         model_management.interrupt_current_processing()

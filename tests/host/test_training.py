@@ -13,9 +13,11 @@ import torch
 from PIL import Image
 from training_examples import RECIPE, Squares, WordClip, inputs, preview_vae, run, same, state
 
+from frozen_diffusion.modules.host import training_progress
 from frozen_diffusion.modules.host.motion import LoadedMotion, apply_motion, hold_motion
 from frozen_diffusion.modules.host.private_unet import PrivateUNet, copy_unet, noise_levels
 from frozen_diffusion.modules.host.training import MotionTraining, build_module, checkpoint_path, module_config
+from frozen_diffusion.modules.motion import smoothness
 from frozen_diffusion.modules.motion.module import MotionConfig, fresh_motion_module
 from frozen_diffusion.modules.training.checkpoint import CheckpointError
 from frozen_diffusion.modules.training.encoded import ClipBatch
@@ -319,6 +321,28 @@ def test_the_nodes(comfy, tiny_sd15, vae, tmp_path, monkeypatch):
     assert sheet.shape == (1, 128, 4 * 128 + 3 * 2, 3)
     from comfy_extras.nodes_train import LossGraphNode
     comfy.run(LossGraphNode, loss=losses, filename_prefix="loss")
+
+
+def test_the_node_trains_harivo_with_its_losses(comfy, tiny_sd15, vae, tmp_path, monkeypatch):
+    """And refuses DC where the clips are too few for it."""
+    import folder_paths
+    monkeypatch.setattr(folder_paths, "get_user_directory", lambda: str(tmp_path))
+    clips = comfy.run("FrozenClipDataset", source="sprite world", folder="", **{**DATASET, "max_clips": 4})[0]
+    told = []
+    monkeypatch.setattr(training_progress, "say", lambda text, node_id: told.append(text))
+
+    def train(**changes):
+        settings = {"steps": 4, "learning_rate": 1e-3, "sample_every": 0, "resume": True, "seed": 0, "mapping_width": 8,
+                    "frame_tokens": 2, "temporal_convolution": True, "trs": 0.05, "trs_from": 0, "dc": 0.01, **changes}
+        return comfy.run("FrozenTrainMotionModule", model=tiny_sd15(), vae=vae, clip=WordClip(), clips=clips,
+                         checkpoint="harivo", **settings)[0]
+
+    with pytest.raises(ValueError, match="come from 4 different videos.*has seen 64 of them"):
+        train()
+    monkeypatch.setattr(smoothness, "LEAST_NEGATIVES", 2)
+    config = train().config
+    assert (config.mapping_width, config.frame_tokens, config.temporal_convolution) == (8, 2, True)
+    assert ", trs 0." in told[-1] and ", dc " in told[-1]
 
 
 def test_a_full_disk_ends_a_training_with_a_sentence(comfy, tiny_sd15, vae, small_disk, tmp_path, monkeypatch):
