@@ -195,10 +195,12 @@ def train_harivo() -> Template:
     graph["save"]["inputs"]["filename_prefix"] = "motion_modules/harivo_example"
     return Template(graph, ("## Train HARIVO\nEverything of the motion training, plus the mapping network, frame tokens and the "
                             "two smoothness losses; each is a switch of *Train Motion Module*.\n\n### Your own clips\nSet "
-                            "**source** to *folder*, exchange *Load Sprite World* for *Load Checkpoint*, set **mapping_width** "
-                            "to 128, **trs_from** to 500 and **beta_schedule** to *auto*, and start from an AnimateDiff file: "
-                            "connect *Load Motion Module* to **motion_module**. The file's layers then learn at a tenth of "
-                            "the rate of the new parts. **dc** needs at least 64 different videos.\n\nUse clips without "
+                            "**source** to *folder* and the size to 256x256, exchange *Load Sprite World* for *Load Checkpoint*, and "
+                            "start from an AnimateDiff file: connect *Load Motion Module* to **motion_module**. In *Train "
+                            "Motion Module*: **steps** 5000 or more, **learning_rate** 1e-4 (the file's layers learn at a "
+                            "tenth of it), **batch_size** 1 with **accumulate** 8, **gradient_checkpointing** on, "
+                            "**mapping_width** 128, **trs_from** 500, **beta_schedule** *auto*. **dc** needs at least 64 "
+                            "different videos. We have not trained at that size.\n\nUse clips without "
                             "watermarks. If yours have one: train a spatial LoRA on single frames first, so that it carries "
                             "the watermark, merge it while training, and leave it out when you sample.",))
 
