@@ -143,9 +143,10 @@ class FrozenTrainMotionModule(io.ComfyNode):
                              tooltip="HARIVO's mapping network with so many inner channels, e.g. 128. 0: none."),
                 io.Int.Input("frame_tokens", default=recipe.frame_tokens, min=0, max=32, optional=True,
                              tooltip="HARIVO's tokens for every frame, e.g. 4. 0: none."),
-                io.Float.Input("trs", default=recipe.trs, min=0.0, max=10.0, step=0.001, round=0.0001, optional=True,
-                               tooltip="Weight of HARIVO's TRS loss (neighbouring frames attend alike), e.g. 0.05. "
-                                       "0: off. Too high freezes the clip."),
+                io.Float.Input("trs", default=recipe.trs, min=0.0, max=1000.0, step=0.001, round=0.0001, optional=True,
+                               tooltip="Weight of HARIVO's TRS loss (neighbouring frames attend alike), e.g. 0.05, or "
+                                       "more where its share of the gradient stays near 0 %. 0: off. Too high freezes "
+                                       "the clip."),
                 io.Int.Input("trs_from", default=recipe.trs_from, min=0, max=1000000, optional=True,
                              tooltip="Steps before the TRS loss begins."),
                 io.Float.Input("dc", default=recipe.dc, min=0.0, max=10.0, step=0.001, round=0.0001, optional=True,
