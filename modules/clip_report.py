@@ -15,13 +15,13 @@ LINE, WORST = "#2a6fdb", "#d1342f"
 def report_text(figures: ClipFigures, fps: float) -> str:
     """The figures in lines, each with what it means."""
     first, second = figures.worst_pair
-    if len(figures.curve) < 2:
-        change = ["flicker: a clip of two frames has none", f"change d1 = {figures.d1:.2f} (mean over pixels, 0..255)"]
-    else:
-        change = [f"flicker r = {figures.r:.2f} (d2 / d1; noise about 1.7, even motion near 0)",
-                  f"change d1 = {figures.d1:.2f}, of the change d2 = {figures.d2:.2f} (mean over pixels, 0..255)"]
+    flicker, of_change = ": a clip of two frames has none", ""
+    if len(figures.curve) > 1:
+        flicker = f" r = {figures.r:.2f} (d2 / d1; noise about 1.7, even motion near 0)"
+        of_change = f", of the change d2 = {figures.d2:.2f}"
     return "\n".join([
-        *change,
+        f"flicker{flicker}",
+        f"change d1 = {figures.d1:.2f}{of_change} (mean over pixels, 0..255)",
         f"motion span = {figures.span:.2f} (first against last frame, 0..255)",
         f"texture = {figures.texture:.2f} (mean absolute Laplacian of the luma)",
         f"most different neighbours: frames {first} and {second} ({figures.curve.max():.2f}), at {second / fps:.2f} s"])
