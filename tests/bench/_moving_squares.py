@@ -1,0 +1,179 @@
+"""The toy of harivo.md 3 and 8: clips of a moving square, a tiny image model that has learned their frames, and motion
+modules trained on them with one part or loss left out in turn, by the pack's own training.
+"""
+from __future__ import annotations
+
+import contextlib
+import random
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from comfy.model_sampling import V_PREDICTION, ModelSamplingDiscrete
+from torch import Tensor, nn
+from training_examples import WordClip
+
+from frozen_diffusion.modules.host.private_unet import PrivateUNet, copy_unet, noise_levels
+from frozen_diffusion.modules.host.training import HostCodec, MotionTraining
+from frozen_diffusion.modules.host.training_progress import spoken
+from frozen_diffusion.modules.training.average import MovingAverage
+from frozen_diffusion.modules.training.clips import ClipSettings
+from frozen_diffusion.modules.training.denoising import ddim, denoising_loss
+from frozen_diffusion.modules.training.encoded import EncodedClips, Text
+from frozen_diffusion.modules.training.loop import TrainSettings, train
+from frozen_diffusion.modules.training.motion import MotionRecipe
+from frozen_diffusion.modules.training.order import stream
+from testhost.models import tiny_sd15
+
+FRAMES, PIXELS, SIDE, PACE, CELL = 8, 64, 20, 5, 8         # pixels; PACE a frame, CELL a latent
+COLOURS = {"red": (230, 60, 50), "green": (60, 200, 80), "blue": (60, 90, 230), "white": (245, 245, 245)}
+DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+GREY = 90
+CLIPS, UNSEEN = 256, 32
+NARROW = {"channel_mult": [1, 2], "num_res_blocks": [2, 2], "transformer_depth": [1] * 4,
+          "transformer_depth_output": [1] * 6}              # two levels of SD1.5's topology: channels 32 and 64
+ENDS = re.compile(r"(out_layers\.3|proj_out|^out\.2)\.")     # what SD's training starts at zero
+CAPTIONS = [f"a {colour} square moves {direction}" for colour in COLOURS for direction in DIRECTIONS]
+IMAGE = TrainSettings(steps=600, lr=2e-3, warmup=20, schedule="cosine")
+IMAGE_BATCH = 16
+RECIPE = MotionRecipe(steps=200, learning_rate=2e-3, batch_size=4, temporal_convolution=True, mapping_width=16,
+                      frame_tokens=4, trs=1.0, trs_from=20, dc=0.001, beta_schedule="keep", ema=0.98, snr_limit=5.0,
+                      noise_shift=2.0, gradient_checkpointing=False, schedule="cosine", warmup=10)
+ROWS = {"full": RECIPE, "no_mapping": replace(RECIPE, mapping_width=0), "no_tokens": replace(RECIPE, frame_tokens=0),
+        "no_trs": replace(RECIPE, trs=0.0), "no_dc": replace(RECIPE, dc=0.0)}
+SAMPLE_STEPS, CFG = 20, 1.5
+
+
+class MovingSquares:
+    """A source of clips: one square on grey that moves evenly and stays in the picture."""
+
+    settings = ClipSettings(frames=FRAMES, width=PIXELS, height=PIXELS)
+
+    def __init__(self, count: int, seed: int):
+        self.seed, self.captions = seed, [CAPTIONS[index % len(CAPTIONS)] for index in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def caption(self, index: int) -> str:
+        return self.captions[index]
+
+    def pixels(self, index: int) -> Tensor:
+        _, colour, *_, direction = self.captions[index].split()
+        rng, way, pixels = random.Random(f"{self.seed} {index}"), (FRAMES - 1) * PACE, []
+        corner = []
+        for sign in DIRECTIONS[direction]:
+            low, high = (way if sign < 0 else 0), PIXELS - SIDE - (way if sign > 0 else 0)
+            corner.append(rng.randint(low, high))
+        for frame in range(FRAMES):
+            picture = torch.full((3, PIXELS, PIXELS), GREY, dtype=torch.uint8)
+            x, y = (start + frame * PACE * sign for start, sign in zip(corner, DIRECTIONS[direction], strict=True))
+            picture[:, y:y + SIDE, x:x + SIDE] = torch.tensor(COLOURS[colour], dtype=torch.uint8)[:, None, None]
+            pixels.append(picture)
+        return torch.stack(pixels)
+
+    def key(self, index: int) -> str:
+        return f"square {self.seed} {index}"
+
+    video = key
+
+    def report(self) -> str:
+        return f"{len(self)} clips of moving squares"
+
+
+class CellVae:
+    """Stands for a VAE: a latent is the mean colour of a cell, and its luma."""
+
+    SCALE = 4.0                         # so that latents have about unit variance in the model
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        colour = F.avg_pool2d(2 * pixels.movedim(-1, 1) - 1, CELL)
+        return self.SCALE * torch.cat((colour, colour.mean(1, keepdim=True)), dim=1)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        colour = latents[:, :3] / self.SCALE / 2 + 0.5
+        return F.interpolate(colour, scale_factor=CELL).movedim(1, -1).clamp(0, 1)
+
+
+class Toy:
+    """A tiny image model that has learned the frames of moving squares and stays frozen; rows are trained on it.
+
+    Attributes:
+        latents [UNSEEN, F, 4, h, w] of the VAE and texts: of clips that no training has seen.
+        levels: the model's noise levels.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.model, self.vae, self.clip = folder, predicting_v(tiny_sd15(**NARROW)), CellVae(), WordClip()
+        self.levels = noise_levels(self.model, "keep")
+        self.learned, self.unseen = (encoded(MovingSquares(count, seed), HostCodec(self.vae, self.clip), folder)
+                                     for count, seed in ((CLIPS, 0), (UNSEEN, 1)))
+        self.latents = torch.stack([self.unseen.latents(index) for index in range(UNSEEN)])
+        self.texts = [self.unseen.text(self.unseen.source.caption(index)) for index in range(UNSEEN)]
+        self.rows: dict[str, PrivateUNet] = {}
+        self.learn_images()
+
+    def learn_images(self) -> None:
+        """Train the U-Net on single frames with their captions."""
+        with torch.inference_mode(False):
+            unet = copy_unet(self.model).requires_grad_(True)
+            for name, weight in unet.named_parameters():
+                if ENDS.search(name):
+                    nn.init.zeros_(weight)
+
+            def predict(x: Tensor, t: Tensor, text: Text, places: Tensor | None) -> Tensor:
+                return unet(x[:, 0], t.float(), text.tokens)[:, None]
+
+            loss = denoising_loss(predict, self.levels, self.model.model.process_latent_in, torch.device("cpu"),
+                                  RECIPE.snr_limit, RECIPE.noise_shift)
+            average = MovingAverage(unet, RECIPE.ema)
+            for record in train(unet, loss, lambda draw: self.learned.batch(IMAGE_BATCH, 1, 0.1, 0, draw), IMAGE,
+                                average=average):
+                if record.step % 50 == 0:
+                    print(f"image model: step {record.step}, loss {record.loss:.4f}", file=sys.stderr, flush=True)
+            with average.applied(unet):
+                self.model.model.diffusion_model.load_state_dict(unet.state_dict())
+
+    def unet(self, row: str) -> PrivateUNet:
+        """The frozen U-Net with the row's motion module, which is trained the first time it is asked for."""
+        if row not in self.rows:
+            recipe = ROWS[row]
+            training = MotionTraining(self.model, self.vae, self.clip, self.learned.source, recipe, cache=self.folder)
+            for _ in training.encode():
+                pass
+            with contextlib.closing(training.records()) as records:
+                for record, line in spoken(records, recipe.steps):
+                    if record.step % 50 == 0:
+                        print(f"{row}: {line}", file=sys.stderr, flush=True)
+            self.rows[row] = PrivateUNet(self.model, training.result().module.float(), FRAMES,
+                                         gradient_checkpointing=False, watch=True)
+        return self.rows[row]
+
+    @torch.no_grad()
+    def clips(self, row: str, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """A sampled and a true clip for each of the first unseen captions, both [F, 3, H, W] in 0..1."""
+        unet, empty = self.unet(row), self.learned.text("")
+        for number in range(count):
+            noise = torch.randn(1, *self.latents[number].shape, generator=stream("toy", number))
+            *_, x0 = ddim(unet, self.levels, noise, self.texts[number], empty, SAMPLE_STEPS, CFG)
+            yield tuple(self.vae.decode(latents).movedim(-1, 1)
+                        for latents in (unet.latents_out(x0)[0], self.latents[number]))
+
+
+def predicting_v(model):
+    """The MODEL as one that predicts v, whose errors stay as they are towards pure noise: learned sooner."""
+    kind = type("Sampling", (ModelSamplingDiscrete, V_PREDICTION), {})
+    model.add_object_patch("model_sampling", kind(model.model.model_config))
+    return model
+
+
+def encoded(source: MovingSquares, codec: HostCodec, folder: Path) -> EncodedClips:
+    """The source's clips and captions as the models see them."""
+    clips = EncodedClips(source, codec, folder)
+    for _ in clips.encode():
+        pass
+    return clips
