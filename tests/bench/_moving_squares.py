@@ -3,7 +3,6 @@ modules trained on them with one part or loss left out in turn, by the pack's ow
 """
 from __future__ import annotations
 
-import contextlib
 import random
 import re
 import sys
@@ -15,11 +14,10 @@ import torch
 import torch.nn.functional as F
 from comfy.model_sampling import V_PREDICTION, ModelSamplingDiscrete
 from torch import Tensor, nn
-from training_examples import WordClip
+from training_examples import WordClip, run
 
 from frozen_diffusion.modules.host.private_unet import PrivateUNet, copy_unet, noise_levels
 from frozen_diffusion.modules.host.training import HostCodec, MotionTraining
-from frozen_diffusion.modules.host.training_progress import spoken
 from frozen_diffusion.modules.training.average import MovingAverage
 from frozen_diffusion.modules.training.clips import ClipSettings
 from frozen_diffusion.modules.training.denoising import ddim, denoising_loss
@@ -86,7 +84,7 @@ class MovingSquares:
 
 
 class CellVae:
-    """Stands for a VAE: a latent is the mean colour of a cell, and its luma."""
+    """Stands for a VAE: a latent is the mean colour of a cell, and the mean of that."""
 
     SCALE = 4.0                         # so that latents have about unit variance in the model
 
@@ -141,14 +139,9 @@ class Toy:
     def unet(self, row: str) -> PrivateUNet:
         """The frozen U-Net with the row's motion module, which is trained the first time it is asked for."""
         if row not in self.rows:
-            recipe = ROWS[row]
-            training = MotionTraining(self.model, self.vae, self.clip, self.learned.source, recipe, cache=self.folder)
-            for _ in training.encode():
-                pass
-            with contextlib.closing(training.records()) as records:
-                for record, line in spoken(records, recipe.steps):
-                    if record.step % 50 == 0:
-                        print(f"{row}: {line}", file=sys.stderr, flush=True)
+            training = MotionTraining(self.model, self.vae, self.clip, self.learned.source, ROWS[row],
+                                      cache=self.folder)
+            print(f"{row}: last loss {run(training)[-1]:.4f}", file=sys.stderr, flush=True)
             self.rows[row] = PrivateUNet(self.model, training.result().module.float(), FRAMES,
                                          gradient_checkpointing=False, watch=True)
         return self.rows[row]

@@ -1,4 +1,4 @@
-"""Do the claims of HARIVO's parts hold here: the identities, as tests of the suite, and the behaviour, on sprite world.
+"""Do the claims of HARIVO's parts hold here: the identities, as tests of the suite, and the behaviour, by training.
 
 The numbers are those of the list in the method's specification: 1 to 9 numeric, 10 to 13 behavioural. 10 to 12 compare
 modules trained without one part or loss, on clips that no training has seen: those of the toy, trained here, and those
