@@ -11,18 +11,21 @@ from .keys import CODES, CONVOLUTION, MAPPING, TOKENS, Names
 from .mistakes import MotionFileError
 from .module import MotionConfig, MotionModule
 
+# What the configuration is read off.
+WIDEST = "down_blocks.{}.motion_modules.0.temporal_transformer.proj_in.weight"
+FIRST, QUERIES = MAPPING + "first.conv.weight", TOKENS + "queries"
 BETA_SCHEDULES = {"animatediff sdxl": "linear (AnimateDiff-SDXL)", "hotshotxl": "linear", "animatelcm": "lcm"}
 
 
 def detect(weights: Mapping[str, Tensor], names: Names) -> MotionConfig:
     """The configuration that a normalised state was made with. Raises MotionFileError."""
-    channels, level = [], "down_blocks.{}.motion_modules.0.temporal_transformer.proj_in.weight"
-    while level.format(len(channels)) in weights:
-        channels.append(weights[level.format(len(channels))].shape[0])
+    channels = []
+    while (level := WIDEST.format(len(channels))) in weights:
+        channels.append(sizes(weights, level, 2, 4)[0])
     if not channels:
         raise MotionFileError(f"This is not a motion module: no temporal layer among its {len(names.dropped)}"
-                              f" entries ({some(names.dropped)}). Expected keys like {level.format(0)}.")
-    lengths = {tensor.shape[1] for name, tensor in weights.items() if name.endswith(CODES)}
+                              f" entries ({some(names.dropped)}). Expected keys like {level}.")
+    lengths = {sizes(weights, name, 3)[1] for name in weights if name.endswith(CODES)}
     if len(lengths) != 1:
         raise MotionFileError(f"Its layers have position codes for different clip lengths ({sorted(lengths)} "
                               "frames); expected one length. The file is damaged.")
@@ -30,13 +33,23 @@ def detect(weights: Mapping[str, Tensor], names: Names) -> MotionConfig:
                           mid=any(name.startswith("mid_block.") for name in weights),
                           max_frames=lengths.pop(),
                           temporal_convolution=any(name.startswith(CONVOLUTION) for name in weights))
-    if (first := weights.get(MAPPING + "first.conv.weight")) is not None:
-        config = replace(config, mapping_width=first.shape[0])
-    if (queries := weights.get(TOKENS + "queries")) is not None:
-        config = replace(config, frame_tokens=queries.shape[0], text_channels=queries.shape[1])
+    if FIRST in weights:
+        config = replace(config, mapping_width=sizes(weights, FIRST, 5)[0])
+    if QUERIES in weights:
+        tokens, width = sizes(weights, QUERIES, 2)
+        config = replace(config, frame_tokens=tokens, text_channels=width)
     kind = kind_of(config, names)
     return replace(config, kind=kind, beta_schedule=BETA_SCHEDULES.get(kind, "sqrt_linear"),
                    groupnorm="pooled" if kind == "animatediff v1" else "per frame")
+
+
+def sizes(weights: Mapping[str, Tensor], name: str, *dimensions: int) -> torch.Size:
+    """Shape of a tensor that tells the configuration. Raises MotionFileError if it has not so many dimensions."""
+    shape = weights[name].shape
+    if len(shape) not in dimensions:
+        raise MotionFileError(f"1 of wrong shape: {name} {tuple(shape)}, expected "
+                              f"{' or '.join(map(str, dimensions))} dimensions. The file is damaged.")
+    return shape
 
 
 def kind_of(config: MotionConfig, names: Names) -> str:
@@ -61,7 +74,14 @@ def to_metadata(config: MotionConfig) -> dict[str, str]:
 
 
 def from_metadata(config: MotionConfig, metadata: Mapping[str, str]) -> MotionConfig:
-    """`config` with what cannot be seen in the weights, from the metadata of a file of ours."""
+    """`config` with what cannot be seen in the weights, from the metadata of a file of ours.
+
+    Raises MotionFileError if the weights were made for another width of a part than the metadata says.
+    """
+    for key, name in (("mapping_width", FIRST), ("frame_tokens", QUERIES)):
+        if (said := metadata.get(key, str(seen := getattr(config, key)))) != str(seen):
+            raise MotionFileError(f"{key} is {said} by its metadata, but {seen} by its tensors ({name}). The file is "
+                                  "damaged, or its metadata are of another file.")
     told = {key: metadata[key] for key in ("kind", "beta_schedule", "groupnorm") if key in metadata}
     return replace(config, **told, fps=float(metadata.get("fps", config.fps)),
                    frames=int(metadata.get("frames", config.frames)))
@@ -69,7 +89,13 @@ def from_metadata(config: MotionConfig, metadata: Mapping[str, str]) -> MotionCo
 
 def check_shapes(config: MotionConfig, weights: Mapping[str, Tensor]) -> None:
     """Compare names and shapes with an empty module of the same configuration. Raises MotionFileError."""
-    empty = MotionModule(config, device="meta").state_dict()
+    try:
+        empty = MotionModule(config, device="meta").state_dict()
+    except ValueError as error:
+        told = [name for name in (*map(WIDEST.format, range(len(config.channels))), FIRST) if name in weights]
+        raise MotionFileError(f"There is no motion module of the widths that it tells by {', '.join(told)}: "
+                              f"{describe(config)}, mapping width {config.mapping_width} ({error}). At least one of "
+                              "them is of wrong shape; the file is damaged.") from error
     expected = {name: tuple(tensor.shape) for name, tensor in empty.items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     problems = {

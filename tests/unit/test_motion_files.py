@@ -171,6 +171,8 @@ def test_untrained_module_is_reported():
 
 
 DOWN = "down_blocks.0.motion_modules.0.temporal_transformer."
+MAP, QUERIES = "harivo.map.first.conv.weight", "harivo.tok.queries"
+CODES = DOWN + "transformer_blocks.0.attention_blocks.0.pos_encoder.pe"
 OTHERS = {
     "motion LoRA": {DOWN + "transformer_blocks.0.attention_blocks.0.processor.to_q_lora.down.weight": 1},
     "domain adapter": {"down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.up.weight": 1},
@@ -204,6 +206,27 @@ def test_incomplete_weights_are_listed():
     assert "7 missing" in text and gone[4] in text and gone[5] not in text and "and 2 more" in text
     assert f"1 unknown: {DOWN}surprise.weight" in text
     assert f"1 of wrong shape: {DOWN}proj_out.bias (31,), expected (32,)" in text
+
+
+@pytest.mark.parametrize(("name", "damage", "match"), [
+    (MAP, lambda x: x[:-1], rf"mapping_width is 8 by its metadata, but 7 by its tensors \({MAP}\)"),
+    (MAP, lambda x: x.flatten(), rf"1 of wrong shape: {MAP} \(864,\), expected 5 dimensions"),
+    (MAP, lambda x: x[:, :3], rf"1 of wrong shape: {MAP} \(8, 3, 3, 3, 3\), expected \(8, 4, 3, 3, 3\)"),
+    (QUERIES, lambda x: x[0], rf"1 of wrong shape: {QUERIES} \(64,\), expected 2 dimensions"),
+    (QUERIES, lambda x: x[:-1], rf"frame_tokens is 2 by its metadata, but 1 by its tensors \({QUERIES}\)"),
+    (QUERIES, lambda x: x[:, :-1], "of wrong shape"),
+    (DOWN + "proj_in.weight", lambda x: x[:-1], f"widths that it tells by {DOWN}proj_in.weight, .*of wrong shape"),
+    (DOWN + "proj_in.weight", lambda x: x[:, 0], r"1 of wrong shape.*\(32,\), expected 2 or 4 dimensions"),
+    (CODES, lambda x: x[0], "1 of wrong shape.*expected 3 dimensions"),
+    ("harivo.tconv.down.0.0.conv1.weight", lambda x: x[:, :-1], "1 of wrong shape: harivo.tconv.down.0.0.conv1"),
+])
+def test_a_damaged_shape_is_named(tmp_path, name, damage, match):
+    path, module = tmp_path / "damaged.safetensors", random_motion(HARIVO)
+    write_motion_file(path, module)
+    state, metadata = load(path)
+    save_file({**state, name: damage(state[name]).contiguous().clone()}, path, metadata)
+    with pytest.raises(MotionFileError, match=f"^damaged.safetensors: .*{match}"):
+        read_motion_file(path, load)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
