@@ -25,8 +25,9 @@ def map_distance(q: Tensor, k: Tensor, scale: float) -> Tensor:
 
     q [B, F, heads, R, d], k [B, F, heads, N, d]; A = softmax(scale q k^T) [B, F, heads, R, N].
     """
-    maps = (scale * q.float() @ k.float().transpose(-1, -2)).softmax(-1)
-    return torch.diff(maps, dim=1).square().sum(-1).mean(2).sum()
+    with torch.autocast(q.device.type, enabled=False):      # in half precision, noise exceeds what like maps differ by
+        maps = (scale * q.float() @ k.float().transpose(-1, -2)).softmax(-1)
+        return torch.diff(maps, dim=1).square().sum(-1).mean(2).sum()
 
 
 def attention_distance(q: Tensor, k: Tensor, rows: int = ROWS) -> Tensor:

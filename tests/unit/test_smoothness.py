@@ -61,6 +61,13 @@ def test_trs_weighs_each_layer_by_half():
     torch.testing.assert_close(trs_loss([(q, k), (q, k)]), plain_distance(q, k))
 
 
+def test_trs_of_nearly_equal_frames_is_exact_in_half_precision():
+    q, k = (randn(1, 1, 2, 16, 8, seed=seed) + 1e-3 * randn(1, 4, 2, 16, 8, seed=seed + 5) for seed in (0, 1))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = attention_distance(q, k)
+    torch.testing.assert_close(loss, plain_distance(q, k), rtol=1e-3, atol=0)
+
+
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
     return functional.normalize(randn(*shape, seed=seed), dim=-1)
 
