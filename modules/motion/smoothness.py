@@ -75,7 +75,8 @@ class ProjectionHead(nn.Module):
 class Negatives(nn.Module):
     """The queue of DC: pooled h of the last clips, before the head, so that they never grow stale with it.
 
-    A clip is known by a number made from its video's name; two of one video are never in the queue at once, and a clip
+    A clip is known by a number made from its video's name. Two of one video are never in the queue at once: the later
+    one takes the earlier one's place, so that a set of few videos does not keep what the module showed at first. A clip
     meets no entry of its own video as a negative. The queue is two buffers, so that a checkpoint holds it.
     """
 
@@ -88,12 +89,12 @@ class Negatives(nn.Module):
         return int((self.videos != EMPTY).sum())
 
     def push(self, videos: Sequence[int], h: Tensor) -> None:
-        """Remember h [B, C] of the videos with these numbers; what is oldest leaves."""
+        """Remember h [B, C] of the videos with these numbers; what is oldest leaves, or what a video had before."""
         for video, vector in zip(videos, h.detach().to(self.h), strict=True):
-            if video not in self.videos:
-                for queue, newest in ((self.h, vector), (self.videos, video)):
-                    queue[:-1] = queue[1:].clone()      # no torch.cat: autocast on a CPU has none for float16
-                    queue[-1] = newest
+            leaves = int((self.videos == video).int().argmax())     # 0, the oldest, if there is none
+            for queue, newest in ((self.h, vector), (self.videos, video)):
+                queue[leaves:-1] = queue[leaves + 1:].clone()   # no torch.cat: autocast on a CPU has none for float16
+                queue[-1] = newest
 
     def without(self, video: int) -> Tensor:
         """h [Q, C] of all videos but that one, fp32."""

@@ -93,18 +93,20 @@ def test_dc_pulls_the_two_frames_together():
     dc_loss(z1, z2, queue).backward()
     moved = functional.normalize(z1.detach() - 0.01 * z1.grad, dim=1)
     assert dc_loss(moved, z2, queue) < dc_loss(z1.detach(), z2, queue)
+    assert (moved * z2).sum() > (z1 * z2).sum()
 
 
-def test_the_queue_forgets_what_is_oldest_and_holds_a_video_once():
+def test_the_queue_forgets_what_is_oldest_and_holds_a_video_once_as_it_was_seen_last():
     queue, first, second = Negatives(5, length=3), randn(2, 5), randn(3, 5, seed=1)
     queue.push([1, 2], first)
     assert len(queue) == 2
     queue.push([1, 3, 4], second)
-    assert queue.videos.tolist() == [2, 3, 4]
-    torch.testing.assert_close(queue.without(3), torch.stack([first[1], second[2]]), atol=2e-3, rtol=1e-3)
+    assert queue.videos.tolist() == [1, 3, 4]
+    torch.testing.assert_close(queue.without(3), second[[0, 2]], atol=2e-3, rtol=1e-3)
     with torch.autocast("cpu", torch.bfloat16):
-        queue.push([5], first[:1])
-    assert queue.videos.tolist() == [3, 4, 5]
+        queue.push([5, 4], first)
+    assert queue.videos.tolist() == [3, 5, 4]
+    torch.testing.assert_close(queue.without(3), first, atol=2e-3, rtol=1e-3)
     again = Negatives(5, length=3)
     again.load_state_dict(queue.state_dict())
     assert torch.equal(again.without(9), queue.without(9))
@@ -119,6 +121,10 @@ def test_contrast_waits_for_its_queue_and_never_meets_its_own_video():
     loss.backward()
     assert h.grad.abs().sum() > 0 and len(queue) == LEAST_NEGATIVES + 1
     assert queue.without(0).shape[0] == LEAST_NEGATIVES
+    both, others = h.detach()[:1, :2], queue.without(0)             # with two frames every draw has the same pair
+    loss = decoupled_contrast(both, [0], head, queue, seed)
+    z1, z2 = head(both[:, 0]), head(both[:, 1])
+    torch.testing.assert_close(loss, (dc_loss(z1, z2, head(others)) + dc_loss(z2, z1, head(others))) / 2)
     assert head(h.detach()[:, 0]).norm(dim=1).tolist() == pytest.approx([1, 1])
 
 
