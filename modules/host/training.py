@@ -133,8 +133,8 @@ class MotionTraining:
             with torch.inference_mode(False):
                 memory = LossMemory(self.bottleneck).to(self.predict.device)
             loss = TotalLoss(loss, self.predict.features, trainable(self.module).values(), memory, recipe.trs,
-                             recipe.trs_from * recipe.accumulate, recipe.dc,
-                             self.trained["head"] if recipe.dc else None)
+                             recipe.trs_from, recipe.dc, self.trained["head"] if recipe.dc else None,
+                             recipe.accumulate)
         steps = train(self.trained, loss, self.batch, recipe.settings(), store, self.average, self.rate, memory)
         with contextlib.closing(steps):
             for record in steps:

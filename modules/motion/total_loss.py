@@ -1,6 +1,6 @@
 """HARIVO's total loss: denoising, TRS and DC, each auxiliary kept to a small share of the gradient (harivo.md 2.6).
 
-The paper's weights are not public. Ours are calibrated once, over the first ten draws from draw 200 on in which a term
+The paper's weights are not public. Ours are calibrated once, over the first ten draws from step 200 on in which a term
 acts: its gradient on what is trained then has at most a tenth of the norm of the denoising loss's. A step is as many
 draws as it accumulates.
 """
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from .smoothness import Negatives, ProjectionHead, decoupled_contrast, trs_loss
 
 SHARE = 0.1                             # most of the denoising loss's gradient norm that an auxiliary may have
-CALIBRATE_FROM, CALIBRATE_FOR = 200, 10     # draws
+CALIBRATE_FROM = 200                    # steps
+CALIBRATE_FOR = 10                      # draws
 REPORT_EVERY = 50                       # draws between two measurements of the gradients' shares
 
 
@@ -57,15 +58,17 @@ class TotalLoss:
         denoise: the denoising loss of a batch, see training/denoising.py.
         features: gives what the last pass of the U-Net showed.
         trained: the parameters on which gradients are compared.
-        trs, dc: the lambdas, 0 = off. trs_from: draws before TRS begins.
+        trs, dc: the lambdas, 0 = off. trs_from: steps before TRS begins.
         head: g of the DC loss; None when dc is 0.
+        accumulate: draws a step.
     """
 
     def __init__(self, denoise: Callable[..., Tensor], features: Callable[[], Features],
                  trained: Iterable[nn.Parameter], memory: LossMemory, trs: float, trs_from: int, dc: float,
-                 head: ProjectionHead | None):
+                 head: ProjectionHead | None, accumulate: int = 1):
         self.denoise, self.features, self.memory, self.head = denoise, features, memory, head
-        self.trained, self.trs, self.trs_from, self.dc = list(trained), trs, trs_from, dc
+        self.trained, self.trs, self.dc = list(trained), trs, dc
+        self.trs_from, self.calibrate_from = accumulate * trs_from, accumulate * CALIBRATE_FROM
 
     def __call__(self, batch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         total = denoise = self.denoise(batch, generator)
@@ -86,7 +89,7 @@ class TotalLoss:
     def factor(self, name: str, denoise: Tensor, term: Tensor, draw: int, report: dict[str, float]) -> float:
         """f of a term; measures gradients while calibrating, and now and then for the report."""
         norms, count = getattr(self.memory, f"{name}_norms"), getattr(self.memory, f"{name}_count")
-        calibrating = draw >= CALIBRATE_FROM and count < CALIBRATE_FOR
+        calibrating = draw >= self.calibrate_from and count < CALIBRATE_FOR
         measured = None
         if calibrating or draw % REPORT_EVERY == 0:
             measured = torch.tensor([self.gradient_norm(denoise), self.gradient_norm(term)], dtype=torch.float64)

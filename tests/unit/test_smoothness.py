@@ -180,6 +180,19 @@ def test_auxiliaries_get_a_tenth_of_the_gradient_once_calibrated(kind, monkeypat
     assert reports[250]["denoising"] == pytest.approx(expected) and total.requires_grad
 
 
+def test_losses_count_steps_however_many_draws_a_step_has(monkeypatch):
+    monkeypatch.setattr(total_loss, "CALIBRATE_FROM", 3)
+    toy, memory = Toy(), LossMemory(3)
+    loss = TotalLoss(toy.denoise, toy.features, [toy.weight], memory, trs=1.0, trs_from=2, dc=0.0, head=None,
+                     accumulate=4)
+    counts = []
+    for draw in range(14):
+        report = loss(Videos(0, 1), torch.Generator().manual_seed(draw))[1]
+        assert ("trs" in report) == (draw >= 8)
+        counts.append(int(memory.trs_count))
+    assert counts[11:] == [0, 1, 2]
+
+
 def test_without_weights_the_total_is_the_denoising_loss():
     toy, memory = Toy(), LossMemory(3)
     loss = TotalLoss(toy.denoise, toy.features, [toy.weight], memory, trs=0.0, trs_from=0, dc=0.0, head=None)
