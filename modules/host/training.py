@@ -191,6 +191,10 @@ class MotionTraining:
         name = self.checkpoint.stem if self.checkpoint else "trained here"
         data = self.clips.source.report().partition("\n")[0]
         about = {"train_data": data, "train_steps": str(len(self.losses))}
+        if self.warm:
+            about["started_from"] = self.warm.source
+            if licence := self.warm.metadata.get("licence"):
+                about["licence"] = licence
         return hold_motion(self.config, state, name, about, dtype=torch.float32)
 
 
@@ -205,7 +209,7 @@ def module_config(model, source: ClipSource, recipe: MotionRecipe, warm: LoadedM
                 raise ValueError(f"{name} is {wanted}, but {warm.source}, which the training starts from, has {there}. "
                                  f"Set {name} to {there}, or to 0 to keep what it has.")
         schedule = warm.config.beta_schedule if recipe.beta_schedule == AUTO else recipe.beta_schedule
-        return replace(warm.config, fps=clip.fps, frames=recipe.reach(clip.frames),
+        return replace(warm.config, kind="frozen", fps=clip.fps, frames=recipe.reach(clip.frames),
                        beta_schedule="linear" if schedule == "lcm" else schedule,
                        temporal_convolution=recipe.temporal_convolution or warm.config.temporal_convolution,
                        mapping_width=recipe.mapping_width or warm.config.mapping_width,

@@ -148,9 +148,13 @@ def test_features_are_the_same_with_and_without_checkpointing(tiny_sd15):
 
 
 def test_warm_start_from_a_plain_module_adds_the_parts(setup):
-    plain = hold_motion(TINY, random_motion(TINY).state_dict(), "animatediff")
+    plain = hold_motion(replace(TINY, kind="animatediff v2"), random_motion(TINY).state_dict(), "animatediff",
+                        {"licence": "CC BY 4.0", "train_data": "a million clips"})
     training = setup(warm=plain)
     run(training, stop_after=1)
+    made = training.result()
+    assert made.config.kind == "frozen" and made.metadata["train_data"] == "3 clips of squares"
+    assert (made.metadata["licence"], made.metadata["started_from"]) == ("CC BY 4.0", "animatediff")
     assert training.rate("motion.harivo.map.first.conv.weight") == 1.0
     assert training.rate("motion.down_blocks.0.motion_modules.0.temporal_transformer.proj_in.weight") == 0.1
     assert training.config.mapping_width == 8
