@@ -69,7 +69,7 @@ class MappingNetwork(nn.Module):
 
     def __init__(self, channels: int = 4, width: int = WIDTH, operations=nn, dtype=None, device=None):
         super().__init__()
-        factory = {"dtype": dtype, "device": device}
+        self.channels, factory = channels, {"dtype": dtype, "device": device}
         self.time = nn.Sequential(operations.Linear(TIME_CODE, TIME_CODE, **factory), nn.SiLU(),
                                   operations.Linear(TIME_CODE, TIME_CODE, **factory), nn.SiLU())
         self.first = ClipConv(channels, width, operations, **factory)

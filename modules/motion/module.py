@@ -137,10 +137,14 @@ class MotionModule(nn.Module):
             yield self.harivo["tok"].out
 
     def map_noise(self, x: Tensor, t: Tensor, frames: int, strength: float = 1.0) -> Tensor:
-        """What the image model gets for x [(b f), C, H, W] at timesteps t [(b f)]: M(x, t), or x without a network."""
+        """What the image model gets for x [(b f), C, H, W] at timesteps t [(b f)]: M(x, t), or x without a network.
+
+        Channels beyond the latents', which an inpainting model has, are passed on.
+        """
         if not self.config.mapping_width:
             return x
-        mapped = self.harivo["map"](x, t, frames)
+        latents, others = x.tensor_split([self.harivo["map"].channels], dim=1)
+        mapped = torch.cat((self.harivo["map"](latents, t, frames), others), dim=1)
         return mapped if strength == 1 else torch.lerp(x, mapped, strength)
 
     def add_tokens(self, context: Tensor, seconds: Tensor) -> Tensor:

@@ -1,8 +1,11 @@
 """HARIVO's mapping network and frame-wise tokens: what they are at birth, what they see, how they act on time."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from motion_examples import TINY, random_motion
 from torch.nn import functional
 
 from frozen_diffusion.modules.motion.frame_tokens import FrameTokens, moment_codes, with_frame_tokens
@@ -48,6 +51,14 @@ def test_mapping_of_a_clip_that_stands_still_stands_still():
     network = awake(MappingNetwork(width=16))
     out = network(noise(1, 4, 8, 8).expand(6, -1, -1, -1), torch.full((6,), 20.0), 6)
     torch.testing.assert_close(out, out[:1].expand_as(out))
+
+
+@torch.no_grad()
+def test_what_an_inpainting_model_gets_besides_is_passed_on():
+    module, x, t = random_motion(replace(TINY, mapping_width=16)), noise(6, 9, 8, 8), torch.full((6,), 500.0)
+    mapped = module.map_noise(x, t, 3)
+    assert torch.equal(mapped[:, 4:], x[:, 4:]) and torch.equal(mapped[:, :4], module.map_noise(x[:, :4], t, 3))
+    assert not torch.allclose(mapped[:, :4], x[:, :4], atol=1e-3)
 
 
 @torch.no_grad()
