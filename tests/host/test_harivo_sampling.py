@@ -133,12 +133,14 @@ def test_every_sampler_feels_it(comfy, base, sampler):
     assert roughness[1] < 0.9 * roughness[0]
 
 
-def test_one_step_is_the_formula(comfy, base):
+@pytest.mark.parametrize("order", [1, 2])
+def test_one_step_is_the_formula(comfy, base, order):
     """One Euler step to zero returns the denoised prediction itself."""
     sigma = base.get_model_object("model_sampling").sigma_max.item()
     plain = sample(base, 6, size=SIZE, steps=1)
-    smooth = sample(mitigating(comfy, base, alpha=150.0), 6, size=SIZE, steps=1)
-    torch.testing.assert_close(smooth, mitigate(plain[None], step_size(150.0, sigma))[0], atol=1e-5, rtol=1e-4)
+    smooth = sample(mitigating(comfy, base, alpha=150.0, order=order), 6, size=SIZE, steps=1)
+    expected = mitigate(plain[None], step_size(150.0, sigma, order), order)[0]
+    torch.testing.assert_close(smooth, expected, atol=1e-5, rtol=1e-4)
 
 
 def ddim(model, x, sigmas, extra_args, callback=None, disable=None):
@@ -200,8 +202,14 @@ def test_locked_frames_and_clips(comfy, base):
 
 
 def test_part_of_the_sampling(comfy, base):
-    late = mitigating(comfy, base, alpha=500.0, start_percent=1.0)
-    assert torch.equal(sample(late, 4, size=SIZE, steps=2), sample(base, 4, size=SIZE, steps=2))
+    def clip(**changes):
+        return sample(mitigating(comfy, base, alpha=500.0, **changes), 4, size=SIZE, steps=2)
+
+    plain = sample(base, 4, size=SIZE, steps=2)
+    assert torch.equal(clip(start_percent=1.0), plain) and torch.equal(clip(end_percent=0.0), plain)
+    early, late, whole = clip(end_percent=0.5), clip(start_percent=0.5), clip()
+    for one, other in ((early, plain), (late, plain), (early, whole), (late, whole)):
+        assert not torch.allclose(one, other, atol=1e-3)
 
 
 @pytest.mark.parametrize("changes", [{"frames_per_clip": 4}, {"locked_frames": "7"}, {"locked_frames": "x"}])
@@ -210,8 +218,9 @@ def test_wrong_settings_are_refused(comfy, base, changes):
         sample(mitigating(comfy, base, **changes), 6, size=SIZE)
 
 
-@pytest.mark.parametrize("kind", ["image model", "motion module", "context windows"])
-def test_exact_is_the_gradient_through_the_unet(comfy, tiny_sd15, kind):
+@pytest.mark.parametrize(("kind", "order"), [("image model", 1), ("image model", 2), ("motion module", 1),
+                                             ("context windows", 1)])
+def test_exact_is_the_gradient_through_the_unet(comfy, tiny_sd15, kind, order):
     """Against finite differences of the energy: one Euler step to zero gives x0 - alpha sigma^2 grad_x E."""
     with torch.inference_mode():                                # as the loaders' nodes make their weights
         base = tiny_sd15()
@@ -231,11 +240,11 @@ def test_exact_is_the_gradient_through_the_unet(comfy, tiny_sd15, kind):
     factor = base.model.latent_format.scale_factor
     plain, alpha = predicted(base, noise), 30.0
     with torch.inference_mode():                                # as the host runs its nodes
-        exact = predicted(mitigating(comfy, base, alpha=alpha, mode="exact"), noise)
+        exact = predicted(mitigating(comfy, base, alpha=alpha, mode="exact", order=order), noise)
     direction = torch.randn(noise.shape, generator=torch.Generator().manual_seed(6))
 
     def energy(x):
-        return torch.diff(predicted(base, x) * factor, dim=0).double().square().sum() / 2 / 4096
+        return torch.diff(predicted(base, x) * factor, n=order, dim=0).double().square().sum() / 2 / 4096
 
     step = 1e-2
     slope = (energy(noise + step * direction) - energy(noise - step * direction)) / (2 * step) / scale

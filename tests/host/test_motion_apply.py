@@ -111,9 +111,10 @@ def test_any_sampler(comfy, base, sampler, calls):
     assert out.isfinite().all() and calls
 
 
-def test_chunks_of_cond_and_uncond(comfy, base, calls):
+@with_and_without_harivo
+def test_chunks_of_cond_and_uncond(comfy, base, calls, parts):
     """cfg 1 (one chunk), cfg 4 (two), and cfg 4 when memory forces two calls: always four frames a clip."""
-    model = apply(comfy, base, loaded())
+    model = apply(comfy, base, loaded(**parts))
     sample(model, 4, size=SIZE, cfg=1.0)
     assert {call[:2] for call in calls} == {(4, 4)}
     calls.clear()
@@ -141,11 +142,13 @@ def test_several_clips_in_one_batch(comfy, base, calls, parts):
     assert not torch.allclose(both, denoise(apply(comfy, base, loaded(**parts)), noise), atol=1e-2)
 
 
-def test_regional_prompts(comfy, base, calls):
+@with_and_without_harivo
+def test_regional_prompts(comfy, base, calls, parts):
     """Areas and masks add chunks and crops; every chunk is still a whole clip."""
     areas = conditioning(3, area=(8, 4, 0, 0), strength=1.0) + conditioning(4, area=(4, 8, 2, 0), strength=0.5)
     masked = conditioning(5, mask=torch.rand(1, 8, 8), mask_strength=1.0)
-    out = sample(apply(comfy, base, loaded()), 4, size=SIZE, positive=conditioning(1) + areas + masked)
+    model = apply(comfy, base, loaded(**parts))
+    out = sample(model, 4, size=SIZE, positive=conditioning(1) + areas + masked)
     assert out.isfinite().all()
     assert {frames for _, frames, _ in calls} == {4} and max(rows for rows, *_ in calls) > 8
 

@@ -1,5 +1,6 @@
 """Motion layers in the host's U-Net: where they sit, and that nothing is left of them."""
 from contextlib import contextmanager
+from dataclasses import replace
 
 import comfy.model_management
 import comfy.supported_models
@@ -27,7 +28,7 @@ from frozen_diffusion.modules.host.motion_splice import (
     pooled_groupnorm,
 )
 from frozen_diffusion.modules.motion.module import MotionConfig, MotionModule
-from testhost.models import sample
+from testhost.models import CONTEXT, sample
 
 TINY_SDXL = MotionConfig("sdxl", (32, 64, 128), mid=False, max_frames=16)
 
@@ -254,10 +255,12 @@ def test_layers_of_another_module_are_told_apart(tiny_sd15):
         unsplice(unet)
 
 
-def test_a_model_in_parts_samples_as_a_whole_one(tiny_sd15):
+@pytest.mark.parametrize("config", [TINY, replace(TINY, mapping_width=16, frame_tokens=4, text_channels=CONTEXT,
+                                                  temporal_convolution=True)], ids=["plain", "harivo"])
+def test_a_model_in_parts_samples_as_a_whole_one(tiny_sd15, config):
     """The host moves half of the weights away before the first step, as when memory is short; LoRA in both halves."""
     base = tiny_sd15()
-    model = apply_motion(base, hold_motion(TINY, random_motion().state_dict(), "random"))
+    model = apply_motion(base, hold_motion(config, random_motion(config).state_dict(), "random"))
     weights, plain = base.model.diffusion_model.state_dict(), sample(model, 4, size=(8, 8))
     model.add_patches({f"diffusion_model.{key}": ("diff", (torch.full_like(weights[key], 0.05),))
                        for key in ("output_blocks.2.1.conv.weight", "input_blocks.1.1.proj_in.weight")})

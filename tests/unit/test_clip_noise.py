@@ -71,6 +71,16 @@ def test_freeinit_keeps_a_real_clip_when_both_are_the_same(kind):
     torch.testing.assert_close(freeinit_mix(x, x, response), x, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(("kind", "responses"), [
+    ("butterworth", (0.5, 1 / 257)), ("gaussian", (math.exp(-1 / 2), math.exp(-2))), ("ideal", (1, 0))])
+def test_freeinit_s_filters_at_their_cut_off_and_at_twice_that(kind, responses):
+    """In space and in time, whose cut-offs differ; Butterworth of order 4 (FreeInit, section 4.2)."""
+    response = low_pass(torch.Size((16, 4, 32, 32)), kind, 0.25, 0.5)[:, 0]
+    for steps, expected in zip((1, 2), responses, strict=True):
+        for place in ((8, 16 + 4 * steps, 16), (8, 16, 16 - 4 * steps), (8 - 4 * steps, 16, 16)):
+            assert response[place].item() == pytest.approx(expected, abs=1e-6)
+
+
 def test_freeinit_takes_low_frequencies_from_one_and_high_from_the_other():
     still = torch.ones(FRAMES, *SHAPE)
     fine = (torch.arange(48) % 2 * 2.0 - 1).expand(FRAMES, *SHAPE)
