@@ -39,7 +39,7 @@ def ready(name: str, object_info: dict) -> dict:
             case "FrozenClipDataset":
                 inputs["max_clips"] = 4
             case "FrozenTrainMotionModule":
-                inputs |= {"steps": 2, "sample_every": 0, "dc": 0.0}     # four clips are too few for DC
+                inputs |= {"steps": 2, "sample_every": 0, "trs_from": 0, "dc": 0.0}     # four clips are too few for DC
     return graph
 
 

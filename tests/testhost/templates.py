@@ -163,8 +163,16 @@ def mitigating_gradient() -> Template:
                 "model": [f"{name} guidance", 0]}},
             f"{name} decode": node("VAEDecode", samples=[f"{name} sampler", 0], vae=["world", 2]),
             f"{name} report": node("FrozenClipReport", frames=[f"{name} decode", 0], fps=8.0, columns=16)}
+
+    def below(above: str, report: str) -> dict:
+        return node("ImageStitch", image1=[above, 0], image2=[report, 0], direction="down", match_image_size=True,
+                    spacing_width=16, spacing_color="white")
+
+    graph |= {"two": below("sheet", "alpha 40 report"), "three": below("two", "alpha 150 report"),
+              "comparison": node("PreviewImage", images=["three", 0])}
     return Template(graph, ("## One seed, three strengths of smoothing\nThe same prompt and noise with alpha 0, 40 and 150 of "
-                            "*Mitigating Gradient*; *Clip Report* shows what each does to flicker and motion. 40 is the paper's value; at 150 texture is plainly lost."
+                            "*Mitigating Gradient*; *Clip Report* shows what each does to flicker and motion, and the sheet at the end all three. 40 is the paper's "
+                            "value; at 150 texture is plainly lost."
                             + OWN_MODEL,))
 
 
@@ -191,18 +199,19 @@ def train_harivo() -> Template:
     graph = train_motion_module().graph
     graph["clips"]["inputs"] |= {"max_clips": 128}
     graph["train"]["inputs"] |= {"steps": 150, "temporal_convolution": True, "mapping_width": 32, "frame_tokens": 4,
-                                 "trs": 0.05, "trs_from": 100, "dc": 0.01, "checkpoint": "harivo_example"}
+                                 "trs": 30.0, "trs_from": 100, "dc": 0.01, "checkpoint": "harivo_example"}
     graph["save"]["inputs"]["filename_prefix"] = "motion_modules/harivo_example"
     return Template(graph, ("## Train HARIVO\nEverything of the motion training, plus the mapping network, frame tokens and the "
-                            "two smoothness losses; each is a switch of *Train Motion Module*.\n\n### Your own clips\nSet "
-                            "**source** to *folder* and the size to 256x256, exchange *Load Sprite World* for *Load Checkpoint*, and "
-                            "start from an AnimateDiff file: connect *Load Motion Module* to **motion_module**. In *Train "
-                            "Motion Module*: **steps** 5000 or more, **learning_rate** 1e-4 (the file's layers learn at a "
-                            "tenth of it), **batch_size** 1 with **accumulate** 8, **gradient_checkpointing** on, "
-                            "**mapping_width** 128, **trs_from** 500, **beta_schedule** *auto*. **dc** needs at least 64 "
-                            "different videos. We have not trained at that size.\n\nUse clips without "
-                            "watermarks. If yours have one: train a spatial LoRA on single frames first, so that it carries "
-                            "the watermark, merge it while training, and leave it out when you sample.",))
+                            "two smoothness losses; each is a switch of *Train Motion Module*. How much a loss is felt the line "
+                            "under that node shows: **trs** of this small model needs 30.\n\n### Your own clips\nSet **source** to "
+                            "*folder*, **frames** to 24 and the size to 256x256, exchange *Load Sprite World* for *Load "
+                            "Checkpoint*, and start from an AnimateDiff file: connect *Load Motion Module* to **motion_module**. "
+                            "In *Train Motion Module*: **steps** 5000 or more, **learning_rate** 1e-4 (the file's layers learn at "
+                            "a tenth of it), **batch_size** 1 with **accumulate** 8, **gradient_checkpointing** on, "
+                            "**mapping_width** 128, **trs** 0.05, **trs_from** 500, **beta_schedule** *auto*. **dc** needs at "
+                            "least 64 different videos. We have not trained at that size.\n\nUse clips without watermarks. If "
+                            "yours have one: train a spatial LoRA on single frames first, so that it carries the watermark, merge "
+                            "it while training, and leave it out when you sample.",))
 
 
 TEMPLATES = {template.__name__: template for template in (
