@@ -109,13 +109,14 @@ def denoising_loss(predict: Predictor, levels: NoiseLevels, factor: Callable[[Te
 
 
 def ddim(predict: Predictor, levels: NoiseLevels, noise: Tensor, text: Text, empty: Text, steps: int,
-         cfg: float) -> Iterator[Tensor]:
+         cfg: float, start: int | None = None) -> Iterator[Tensor]:
     """Sample a clip by DDIM with classifier-free guidance; yields the estimate of x_0 after every step.
 
-    noise [1, F, C, h, w] of unit variance; the last estimate is the sample.
+    noise [1, F, C, h, w]: x_t at t = `start`, by default the last level, which is noise of unit variance; the last
+    estimate is the sample.
     """
     both = stack_texts([empty, text])
-    times = torch.linspace(len(levels.abar) - 1, 0, steps).round().long()
+    times = torch.linspace(len(levels.abar) - 1 if start is None else start, 0, steps).round().long()
     x = noise
     for now, later in zip(times, [*times[1:], None], strict=True):
         t = now.repeat(2).to(x.device)

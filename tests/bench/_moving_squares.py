@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import random
 import re
+import statistics
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -16,6 +18,7 @@ from comfy.model_sampling import V_PREDICTION, ModelSamplingDiscrete
 from torch import Tensor, nn
 from training_examples import WordClip, run
 
+from frozen_diffusion.modules.host.motion import LoadedMotion
 from frozen_diffusion.modules.host.private_unet import PrivateUNet, copy_unet, noise_levels
 from frozen_diffusion.modules.host.training import HostCodec, MotionTraining
 from frozen_diffusion.modules.training.average import MovingAverage
@@ -41,9 +44,12 @@ IMAGE_BATCH = 16
 RECIPE = MotionRecipe(steps=200, learning_rate=2e-3, batch_size=4, temporal_convolution=True, mapping_width=16,
                       frame_tokens=4, trs=1.0, trs_from=20, dc=0.001, beta_schedule="keep", ema=0.98, snr_limit=5.0,
                       noise_shift=2.0, gradient_checkpointing=False, schedule="cosine", warmup=10)
+# First a plain module on pairs of frames, which teach motion soonest; every row starts from it.
+PAIRS = replace(RECIPE, steps=300, batch_size=16, frames=2, scattered=True, temporal_convolution=False,
+                mapping_width=0, frame_tokens=0, trs=0.0, dc=0.0)
 ROWS = {"full": RECIPE, "no_mapping": replace(RECIPE, mapping_width=0), "no_tokens": replace(RECIPE, frame_tokens=0),
         "no_trs": replace(RECIPE, trs=0.0), "no_dc": replace(RECIPE, dc=0.0)}
-SAMPLE_STEPS, CFG = 20, 1.5
+SAMPLE_STEPS, CFG, FROM = 20, 1.5, 600      # FROM: the noise level of a true clip at which sampling begins
 
 
 class MovingSquares:
@@ -84,16 +90,18 @@ class MovingSquares:
 
 
 class CellVae:
-    """Stands for a VAE: a latent is the mean colour of a cell, and the mean of that."""
+    """Stands for a VAE: a latent is the mean colour of a cell, less the ground's, and the mean of that."""
 
-    SCALE = 4.0                         # so that latents have about unit variance in the model
+    SCALE = 16.0                        # so that latents have about unit variance in the model
+    GROUND = 2 * GREY / 255 - 1
 
     def encode(self, pixels: Tensor) -> Tensor:
         colour = F.avg_pool2d(2 * pixels.movedim(-1, 1) - 1, CELL)
-        return self.SCALE * torch.cat((colour, colour.mean(1, keepdim=True)), dim=1)
+        colour = self.SCALE * (colour - self.GROUND)
+        return torch.cat((colour, colour.mean(1, keepdim=True)), dim=1)
 
     def decode(self, latents: Tensor) -> Tensor:
-        colour = latents[:, :3] / self.SCALE / 2 + 0.5
+        colour = (latents[:, :3] / self.SCALE + self.GROUND) / 2 + 0.5
         return F.interpolate(colour, scale_factor=CELL).movedim(1, -1).clamp(0, 1)
 
 
@@ -139,22 +147,33 @@ class Toy:
     def unet(self, row: str) -> PrivateUNet:
         """The frozen U-Net with the row's motion module, which is trained the first time it is asked for."""
         if row not in self.rows:
-            training = MotionTraining(self.model, self.vae, self.clip, self.learned.source, ROWS[row],
-                                      cache=self.folder)
-            print(f"{row}: last loss {run(training)[-1]:.4f}", file=sys.stderr, flush=True)
-            self.rows[row] = PrivateUNet(self.model, training.result().module.float(), FRAMES,
-                                         gradient_checkpointing=False, watch=True)
+            module = self.train(row, ROWS[row], self.plain).module.float()
+            self.rows[row] = PrivateUNet(self.model, module, FRAMES, gradient_checkpointing=False, watch=True)
         return self.rows[row]
+
+    @cached_property
+    def plain(self) -> LoadedMotion:
+        """The module that all rows start from."""
+        return self.train("pairs", PAIRS)
+
+    def train(self, name: str, recipe: MotionRecipe, start: LoadedMotion | None = None) -> LoadedMotion:
+        training = MotionTraining(self.model, self.vae, self.clip, self.learned.source, recipe, start,
+                                  cache=self.folder)
+        losses = run(training)
+        print(f"{name}: mean of the last 50 losses {statistics.fmean(losses[-50:]):.4f}", file=sys.stderr, flush=True)
+        return training.result()
 
     @torch.no_grad()
     def clips(self, row: str, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """A sampled and a true clip for each of the first unseen captions, both [F, 3, H, W] in 0..1."""
+        """For each of the first unseen clips one sampled from it with noise on it, and itself, [F, 3, H, W] in 0..1."""
         unet, empty = self.unet(row), self.learned.text("")
         for number in range(count):
-            noise = torch.randn(1, *self.latents[number].shape, generator=stream("toy", number))
-            *_, x0 = ddim(unet, self.levels, noise, self.texts[number], empty, SAMPLE_STEPS, CFG)
+            x0 = unet.latents_in(self.latents[number:number + 1])
+            eps = torch.randn(x0.shape, generator=stream("toy", number))
+            start = self.levels.add_noise(x0, eps, torch.tensor([FROM]))
+            *_, made = ddim(unet, self.levels, start, self.texts[number], empty, SAMPLE_STEPS, CFG, FROM)
             yield tuple(self.vae.decode(latents).movedim(-1, 1)
-                        for latents in (unet.latents_out(x0)[0], self.latents[number]))
+                        for latents in (unet.latents_out(made)[0], self.latents[number]))
 
 
 def predicting_v(model):
