@@ -7,7 +7,7 @@ from pathlib import Path
 from .train_motion import CIRCLES, Options, publish_motion, run_stages, stage_file
 from .training import WEIGHTS
 
-# TRS at HARIVO's 0.05 moves nothing in a U-Net this small, DC at its 0.01 is felt: see the weights' card.
+# TRS at 0.05 (harivo.md 2.6) moves nothing in a U-Net this small, DC at its 0.01 is felt: see the weights' card.
 PARTS = {"mapping": {"mapping-width": 48}, "tokens": {"frame-tokens": 4}, "convolution": {"temporal-convolution": True},
          "trs": {"trs": 30, "trs-from": 100}, "dc": {"dc": 0.01}}
 ROWS = ("full", *(f"no_{part}" for part in PARTS), "baseline")      # of the ablation: one data, steps and seed

@@ -79,7 +79,9 @@ def from_metadata(config: MotionConfig, metadata: Mapping[str, str]) -> MotionCo
     Raises MotionFileError if the weights were made for another width of a part than the metadata says.
     """
     for key, name in (("mapping_width", FIRST), ("frame_tokens", QUERIES)):
-        if (said := metadata.get(key, str(seen := getattr(config, key)))) != str(seen):
+        seen = str(getattr(config, key))
+        said = metadata.get(key, seen)
+        if said != seen:
             raise MotionFileError(f"{key} is {said} by its metadata, but {seen} by its tensors ({name}). The file is "
                                   "damaged, or its metadata are of another file.")
     told = {key: metadata[key] for key in ("kind", "beta_schedule", "groupnorm") if key in metadata}
