@@ -8,7 +8,7 @@ from .frame_sheet import GAP, frame_sheet, to_image
 from .motion.flicker import ClipFigures
 from .plot import FAINT, INK, PAPER, as_image, stacked
 
-WIDEST, HEIGHT, MARGIN = 1600, 240, 44      # pixels of the plot
+NARROWEST, WIDEST, HEIGHT, MARGIN = 480, 1600, 240, 44      # pixels of the plot
 LINE, WORST = "#2a6fdb", "#d1342f"
 
 
@@ -36,7 +36,9 @@ def report_picture(clip: Tensor, figures: ClipFigures, columns: int) -> Tensor:
         row, column = divmod(frame, min(columns, len(clip)))
         left, top = column * width, row * height
         pen.rectangle((left, top, left + width - GAP - 1, top + height - GAP - 1), outline=WORST, width=2)
-    plot = draw_plot(figures, min(WIDEST, max(480, sheet.width)))
+    plot = draw_plot(figures, min(WIDEST, max(NARROWEST, sheet.width)))
+    if sheet.width > plot.width:        # enlarged, its words stay readable where the whole picture is shown small
+        plot = plot.resize((sheet.width, round(HEIGHT * sheet.width / plot.width)), Image.Resampling.LANCZOS)
     return as_image(stacked([plot, sheet]))
 
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from frozen_diffusion.modules.clip_report import HEIGHT, WORST
+from frozen_diffusion.modules.clip_report import HEIGHT, WIDEST, WORST
 from frozen_diffusion.modules.frame_sheet import GAP
 
 RED = tuple(int(WORST[at:at + 2], 16) for at in (1, 3, 5))
@@ -38,6 +38,13 @@ def test_the_worst_pair_is_framed_in_red_on_the_sheet(comfy):
         top, left = frame // 3 * (32 + GAP), frame % 3 * (32 + GAP)
         edge = sheet[-(2 * 32 + GAP):][top, left + 8]
         assert (tuple(edge.tolist()) == RED) == (frame in (3, 4)), frame
+
+
+def test_the_plot_is_as_wide_as_a_wide_sheet(comfy):
+    picture = report(comfy, jumping().repeat_interleave(64, 1).repeat_interleave(16, 2), columns=6)[0][0]
+    plot = picture[:len(picture) - 64 * 32]
+    assert picture.shape[1] == 6 * (512 + GAP) - GAP > WIDEST
+    assert (plot[:, picture.shape[1] * 19 // 20:] < 0.95).any()     # its grid reaches the last twentieth
 
 
 def test_pictures_with_alpha_are_read_without_it(comfy):

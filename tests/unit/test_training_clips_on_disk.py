@@ -201,9 +201,11 @@ def test_snr_weights_count_an_error_of_x0_alike_for_both_predictions(prediction)
     torch.testing.assert_close(error * snr_weight(snr, 5.0, prediction), (snr + 1).clamp(max=5.0))
 
 
+@pytest.mark.parametrize("first", [None, 60])
 @pytest.mark.parametrize("prediction", ["eps", "v"])
-def test_ddim_finds_a_gaussian_of_known_mean(prediction):
-    """For data N(mean, 0.5^2) the ideal denoiser is known; the sampler must land on that distribution."""
+def test_ddim_finds_a_gaussian_of_known_mean(prediction, first):
+    """For data N(mean, 0.5^2) the ideal denoiser is known; the sampler must land on that distribution, from the last
+    level, which is nearly all noise, and from half-noised data."""
     noise, mean, spread = levels(prediction), 2.0, 0.5
 
     def ideal(x, t, text, places):
@@ -213,8 +215,8 @@ def test_ddim_finds_a_gaussian_of_known_mean(prediction):
         return noise.target(x0, (x - a * x0) / variance.sqrt(), t)
 
     text = Text(torch.zeros(1, 2, 3), None)
-    start = torch.randn(1, 8, 4, 16, 16, generator=stream("s"))
-    start += mean * noise.abar[-1].sqrt().float()       # the last level of Stable Diffusion is not all noise
-    *_, sample = ddim(ideal, noise, start, text, text, 99, 1.0)
+    data, eps = torch.randn(2, 1, 8, 4, 16, 16, generator=stream("s"))
+    start = noise.add_noise(mean + spread * data, eps, torch.tensor([len(noise.abar) - 1 if first is None else first]))
+    *_, sample = ddim(ideal, noise, start, text, text, 99, 1.0, first)
     assert sample.mean().item() == pytest.approx(mean, abs=0.05)
     assert sample.std().item() == pytest.approx(spread, rel=0.15) and math.isfinite(sample.sum())
