@@ -7,10 +7,11 @@ import comfy.controlnet
 import torch
 
 
-def parse_frames(text: str, count: int) -> list[int]:
+def parse_frames(text: str, count: int, name: str = "frames") -> list[int]:
     """Frame numbers such as "0, 7, -1" for a clip of `count` frames; negative ones count from the end.
 
-    Raises ValueError on anything else, on a frame outside the clip, and on one named twice.
+    `name` is the input's, for the error. Raises ValueError on anything else, on a frame outside the clip, and on one
+    named twice.
     """
     try:
         given = [int(part) for part in text.replace(";", ",").split(",") if part.strip()]
@@ -18,7 +19,7 @@ def parse_frames(text: str, count: int) -> list[int]:
         given = []
     frames = [frame + count if frame < 0 else frame for frame in given]
     if not frames or any(not 0 <= frame < count for frame in frames) or len(set(frames)) != len(frames):
-        raise ValueError(f"frames is {text!r}; the clip has {count} frames, so it must list different numbers between "
+        raise ValueError(f"{name} is {text!r}; the clip has {count} frames, so it must list different numbers between "
                          f"{-count} and {count - 1}, for example 0, -1 for the first and the last frame.")
     return frames
 
@@ -46,7 +47,7 @@ class FrameControl(comfy.controlnet.ControlBase):
                  frames: int):
         super().__init__()
         self.inner, self.hints, self.strengths, self.frames = inner, hints, strengths, frames
-        self.shown: tuple[int, ...] | None = None       # the frames whose hints the inner ControlNet holds
+        self.shown: tuple | None = None     # the frames whose hints the inner ControlNet holds, and how many times
 
     def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
         previous = None
@@ -58,7 +59,7 @@ class FrameControl(comfy.controlnet.ControlBase):
         strengths = torch.tensor([self.strengths.get(number, 0.0) for number in numbers])
         if not strengths.any():
             return previous
-        self.show(tuple(numbers))
+        self.show(tuple(numbers), batched_number)
         control = self.inner.get_control(x_noisy, t, cond, batched_number, transformer_options)
         if control is None:
             return previous
@@ -66,13 +67,16 @@ class FrameControl(comfy.controlnet.ControlBase):
         control = {key: [None if x is None else x * scale.to(x.dtype) for x in parts] for key, parts in control.items()}
         return self.control_merge(control, previous, output_dtype=None)
 
-    def show(self, numbers: tuple[int, ...]) -> None:
-        """Hand the hints of these frames to the inner ControlNet; frames without one get black."""
-        if numbers != self.shown:
+    def show(self, numbers: tuple[int, ...], times: int) -> None:
+        """Hand the hints of these frames to the inner ControlNet; frames without one get black.
+
+        Anew as well when it will repeat them another number of `times`: a T2I-Adapter keeps what it made of them.
+        """
+        if (numbers, times) != self.shown:
             hint_of = {frame: hint for frame, hint in zip(self.strengths, self.hints, strict=True)}
             black = torch.zeros_like(self.hints[0])
             self.inner.cond_hint_original = torch.stack([hint_of.get(number, black) for number in numbers])
-            self.inner.cond_hint, self.shown = None, numbers
+            self.inner.cond_hint, self.shown = None, (numbers, times)
 
     def pre_run(self, model, percent_to_timestep_function):
         super().pre_run(model, percent_to_timestep_function)

@@ -1,11 +1,13 @@
 """ControlNet on chosen frames: who gets the hint, who does not, and in which window."""
 import pytest
 import torch
+from comfy.controlnet import T2IAdapter
+from comfy.t2i_adapter.adapter import Adapter_light
 from control_examples import random_control_net, random_model
 
 from frozen_diffusion.modules.demo import models
 from frozen_diffusion.modules.host.control import control_frames, parse_frames, parse_strengths
-from testhost.models import conditioning, sample
+from testhost.models import conditioning, initialise, sample
 
 FRAMES = 4
 
@@ -70,6 +72,19 @@ def test_windows_get_the_hints_of_their_own_frames(model, control_net):
     guided = run(windowed, control_frames(prompts(), control_net, images, "1, 6", "1.0", 8, 0.0, 1.0), 8, steps=7)
     changed = [bool((guided[frame] - plain[frame]).abs().max() > 1e-3) for frame in range(8)]
     assert changed == [frame in (1, 6) for frame in range(8)]
+
+
+def test_a_t2i_adapter_bears_a_prompt_that_ends_halfway(model):
+    """It keeps what it made of the hints of one call, whose number of rows may change from step to step."""
+    adapter = T2IAdapter(Adapter_light(channels=[64, 64, 128, 128], nums_rb=1, cin=192), 3, 8, "nearest-exact")
+    initialise(adapter.t2i_model, 0)
+    positive, negative = prompts()
+    early = conditioning(3, width=models.CONTEXT, start_percent=0.0, end_percent=0.5)
+    controlled = control_frames([positive + early, negative], adapter, torch.rand(1, 128, 128, 3), "0", "1.0", FRAMES,
+                                0.0, 1.0)
+    guided, plain = run(model, controlled, steps=4), run(model, [positive + early, negative], steps=4)
+    changed = [bool((guided[frame] - plain[frame]).abs().max() > 1e-3) for frame in range(FRAMES)]
+    assert changed == [True, False, False, False]
 
 
 def test_what_was_given_is_left_alone(model, control_net):
