@@ -46,9 +46,6 @@ class FreeInit(comfy.samplers.Sampler):
         self.inner, self.iterations, self.frames_per_clip = inner, iterations, frames_per_clip
         self.filter = (kind, spatial, temporal)
 
-    def max_denoise(self, model_wrap, sigmas):
-        return self.inner.max_denoise(model_wrap, sigmas)
-
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None,
                disable_pbar=False):
         """See the host's samplers; the result is the last iteration's."""

@@ -207,9 +207,6 @@ class RecordingSampler(comfy.samplers.Sampler):
     def __init__(self, inner: comfy.samplers.Sampler, recorder: Recorder, report: InjectionReport):
         self.inner, self.recorder, self.report = inner, recorder, report
 
-    def max_denoise(self, model_wrap, sigmas):
-        return self.inner.max_denoise(model_wrap, sigmas)
-
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None,
                disable_pbar=False):
         """See the host's samplers."""

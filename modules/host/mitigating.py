@@ -129,7 +129,7 @@ class Mitigation:
         if not self.locked_frames.strip():
             return None
         locked = torch.zeros(clips.shape[1], dtype=torch.bool, device=clips.device)
-        locked[parse_frames(self.locked_frames, clips.shape[1])] = True
+        locked[parse_frames(self.locked_frames, clips.shape[1], "locked_frames")] = True
         return locked
 
     def energy(self, denoised: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from comfy.patcher_extension import CallbacksMP, PatcherInjection, WrappersMP
 from torch import Tensor
 
 from ..motion.module import MotionConfig, MotionModule
+from .batch_of_clips import clips_of
 from .motion_schedule import AUTO, set_schedule
 from .motion_splice import (
     KEY,
@@ -185,7 +186,7 @@ class MotionSampling:
         """OUTER_SAMPLE: check the request, prepare the run, leave the U-Net clean however the run ends."""
         guider = executor.class_obj
         options, unet = guider.model_options["transformer_options"], guider.model_patcher.model.diffusion_model
-        options[KEY] = self.prepare(noise.shape[0], guider)
+        options[KEY] = self.prepare(noise, guider)
         if handler := guider.model_options.get("context_handler"):
             guider.model_options = {**guider.model_options, "context_handler": windows_over_batch(handler)}
         with alone(unet, self.source):
@@ -195,13 +196,10 @@ class MotionSampling:
                 guider.model_patcher.eject_model()
                 unsplice(unet)                      # also after a failure during loading
 
-    def prepare(self, batch: int, guider) -> MotionRun:
-        """The settings of a run over `batch` frames. Raises ValueError for clips that cannot be made."""
-        clip, window = self.frames_per_clip or batch, window_length(guider.model_options, batch)
-        if batch % clip:
-            raise ValueError(f"The batch has {batch} frames and frames_per_clip is {clip}: {batch} is not a "
-                             f"multiple of {clip}. Change the batch size, or set frames_per_clip to 0 for "
-                             "one clip.")
+    def prepare(self, noise: Tensor, guider) -> MotionRun:
+        """The settings of a run from noise [(b f), C, H, W]. Raises ValueError for clips that cannot be made."""
+        batch, clip = len(noise), clips_of(noise, self.frames_per_clip).shape[1]
+        window = window_length(guider.model_options, batch)
         if window and clip != batch:
             raise ValueError(f"Context windows of {window} frames would run across {batch // clip} clips of "
                              f"{clip} frames. Sample one clip at a time (frames_per_clip 0), or remove the "
@@ -245,7 +243,8 @@ class MotionSampling:
     def maps(self, transformer_options: Mapping) -> bool:
         """Whether the mapping network acts at this step."""
         if self.mapping == FIRST_STEP:
-            return bool(transformer_options["sigmas"][0] >= transformer_options["sample_sigmas"].max())
+            highest = transformer_options["sample_sigmas"].max()
+            return bool(transformer_options["sigmas"][0] > 0.9999 * highest)    # samplers go through its logarithm
         return self.mapping == EVERY_STEP
 
 

@@ -48,18 +48,18 @@ def copy_unet(model) -> UNetModel:
     """
     check_trainable(model)
     config = {**model.model.model_config.unet_config, "dtype": torch.float32}
-    weights = merged_weights(model, model.get_key_patches(PREFIX))
+    weights = merged_weights(model)
     with torch.inference_mode(False), torch.no_grad():
         copy = UNetModel(**config, device="meta", operations=comfy.ops.disable_weight_init)
         copy.load_state_dict({key.removeprefix(PREFIX): weight for key, weight in weights.items()}, assign=True)
     return copy.eval().requires_grad_(False)
 
 
-def merged_weights(model, keys: Iterable[str]) -> dict[str, Tensor]:
-    """Weights of the MODEL by their names, in fp32 on the CPU with LoRA patches merged in; reads only."""
+def merged_weights(model, keys: Iterable[str] | None = None) -> dict[str, Tensor]:
+    """Weights of the U-Net by their names, None = all, in fp32 on the CPU with LoRA patches merged in; reads only."""
     with torch.inference_mode(False), torch.no_grad():
         stored = model.get_key_patches(PREFIX)
-        return {key: _merged(key, *stored[key]) for key in keys if key in stored}
+        return {key: _merged(key, *stored[key]) for key in (stored if keys is None else keys) if key in stored}
 
 
 def noise_levels(model, schedule: str) -> NoiseLevels:
