@@ -40,7 +40,7 @@ class LossMemory(nn.Module):
         self.negatives = Negatives(channels)
         self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
         for term in ("trs", "dc"):
-            self.register_buffer(f"{term}_norms", torch.zeros(2, dtype=torch.float64))      # denoising, the term's
+            self.register_buffer(f"{term}_norms", torch.zeros(2))        # denoising, the term's
             self.register_buffer(f"{term}_count", torch.zeros((), dtype=torch.int64))
 
 
@@ -92,7 +92,7 @@ class TotalLoss:
         calibrating = draw >= self.calibrate_from and count < CALIBRATE_FOR
         measured = None
         if calibrating or draw % REPORT_EVERY == 0:
-            measured = torch.tensor([self.gradient_norm(denoise), self.gradient_norm(term)], dtype=torch.float64)
+            measured = torch.tensor([self.gradient_norm(denoise), self.gradient_norm(term)])
         if calibrating:
             norms += measured.to(norms)
             count += 1
@@ -104,4 +104,4 @@ class TotalLoss:
     def gradient_norm(self, loss: Tensor) -> float:
         """Norm of the gradient on what is trained; the graph stays."""
         gradients = torch.autograd.grad(loss, self.trained, retain_graph=True, allow_unused=True)
-        return float(sum(g.double().square().sum() for g in gradients if g is not None)) ** 0.5
+        return float(sum(g.float().square().sum() for g in gradients if g is not None)) ** 0.5

@@ -168,12 +168,12 @@ class Toy:
         """For each of the first unseen clips one sampled from it with noise on it, and itself, [F, 3, H, W] in 0..1."""
         unet, empty = self.unet(row), self.learned.text("")
         for number in range(count):
-            x0 = unet.latents_in(self.latents[number:number + 1])
-            eps = torch.randn(x0.shape, generator=stream("toy", number))
-            start = self.levels.add_noise(x0, eps, torch.tensor([FROM]))
+            x0 = unet.latents_in(self.latents[number:number + 1]).to(unet.device)
+            eps = torch.randn(x0.shape, generator=stream("toy", number)).to(unet.device)
+            start = self.levels.add_noise(x0, eps, torch.tensor([FROM], device=unet.device))
             *_, made = ddim(unet, self.levels, start, self.texts[number], empty, SAMPLE_STEPS, CFG, FROM)
             yield tuple(self.vae.decode(latents).movedim(-1, 1)
-                        for latents in (unet.latents_out(made)[0], self.latents[number]))
+                        for latents in (unet.latents_out(made)[0].cpu(), self.latents[number]))
 
 
 def predicting_v(model):

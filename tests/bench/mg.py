@@ -25,7 +25,7 @@ ALPHAS, STEPS, SEED = (0.0, 40.0, 150.0), 20, 900
 @torch.inference_mode()
 def run() -> dict:
     """The figures `step_share`, and `energy_ALPHA` and `second_difference_ALPHA` (means over steps and clips)."""
-    world, seconds, share = load_world(), {"step": [], "smoothing": []}, {}
+    world, seconds = load_world(), {"step": [], "smoothing": []}
     energies, second = ({alpha: [] for alpha in ALPHAS} for _ in range(2))
     rules = {alpha: Mitigation(alpha, 1, (0.0, 1.0), 0, "") for alpha in ALPHAS}
     model = with_motion(world.model).clone()

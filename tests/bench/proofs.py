@@ -98,9 +98,9 @@ def passes(case: Case, unet: PrivateUNet, look: Callable[[Tensor], float]) -> fl
     """Mean over the unseen clips, each with its own noise and level, of look(squared error [1, F, 4, h, w])."""
     found = []
     for index, text in enumerate(case.texts):
-        x0 = unet.latents_in(case.latents[index:index + 1])
-        eps = torch.randn(x0.shape, generator=stream("validation", index))
-        t = torch.tensor([TIMES[index % len(TIMES)]])
+        x0 = unet.latents_in(case.latents[index:index + 1]).to(unet.device)
+        eps = torch.randn(x0.shape, generator=stream("validation", index)).to(unet.device)
+        t = torch.tensor([TIMES[index % len(TIMES)]], device=unet.device)
         predicted = unet(case.levels.add_noise(x0, eps, t), t, text)
         found.append(look((predicted - case.levels.target(x0, eps, t)).square()))
     return statistics.fmean(found)
@@ -113,9 +113,10 @@ def mapping_brings_flicker_nearer_to_the_truth(case: Case) -> tuple[bool, dict]:
         error[row] = {name: statistics.fmean(abs(getattr(made, name) - getattr(true, name)) for made, true in figures)
                       for name in ("d1", "r")}
     frames = case.latents.shape[1]
-    noise = torch.randn(case.latents[0].shape, generator=stream("mapped noise"))
+    unet = case.unet("full")
+    noise = torch.randn(case.latents[0].shape, generator=stream("mapped noise")).to(unet.device)
     with torch.no_grad():
-        mapped = case.unet("full").module.map_noise(noise, torch.full((frames,), 999.0), frames)
+        mapped = unet.module.map_noise(noise, torch.full((frames,), 999.0, device=unet.device), frames)
     alike = {name: functional.cosine_similarity(x[1:].flatten(1), x[:-1].flatten(1)).mean().item()
              for name, x in (("noise", noise), ("mapped", mapped))}
     return (all(error["full"][name] < error["no_mapping"][name] for name in ("d1", "r")),
@@ -131,7 +132,8 @@ def tokens_help_and_know_their_frame(case: Case) -> tuple[bool, dict]:
     losses["shuffled"] = passes(case, full, lambda error: error.mean().item())
     module.add_tokens = plain
     with torch.no_grad():
-        tokens = module.harivo["tok"](case.texts[0].tokens, torch.arange(frames) / module.config.fps)[0].flatten(1)
+        text, seconds = (x.to(full.device) for x in (case.texts[0].tokens, torch.arange(frames) / module.config.fps))
+        tokens = module.harivo["tok"](text, seconds)[0].flatten(1)
     alike = functional.cosine_similarity(tokens[1:], tokens[:-1]).max().item()
     return (losses["full"] < losses["no_tokens"] and losses["shuffled"] > losses["full"] and alike < 0.999,
             {"loss": losses, "most_alike_tokens": alike})
