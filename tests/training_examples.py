@@ -2,12 +2,16 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 import comfy.sd
 import comfy.taesd.taesd
 import torch
+from motion_examples import random_motion
 
-from frozen_diffusion.modules.host.motion import LoadedMotion
+from frozen_diffusion.modules.host.motion import LoadedMotion, hold_motion
+from frozen_diffusion.modules.host.training import MotionTraining
+from frozen_diffusion.modules.motion.module import MotionConfig
 from frozen_diffusion.modules.training.clips import ClipSettings
 from frozen_diffusion.modules.training.encoded import Text
 from frozen_diffusion.modules.training.motion import MotionRecipe
@@ -64,6 +68,17 @@ def preview_vae():
     vae = comfy.sd.VAE(sd=comfy.taesd.taesd.TAESD(latent_channels=4).state_dict())
     initialise(vae.first_stage_model, seed=0)
     return vae
+
+
+def prepared(folder: Path, model, vae, recipe: MotionRecipe = RECIPE, name="run", clip=None, **more) -> MotionTraining:
+    """A training on the squares that keeps its checkpoint and its encoded clips in `folder`."""
+    return MotionTraining(model, vae, clip or WordClip(), Squares(), recipe, checkpoint=folder / f"{name}.safetensors",
+                          cache=folder / "cache", **more)
+
+
+def trained(config: MotionConfig, seed: int = 1) -> LoadedMotion:
+    """A module to start from."""
+    return hold_motion(config, random_motion(config, seed).state_dict(), "given.safetensors")
 
 
 def run(training, stop_after=None):

@@ -52,7 +52,8 @@ class HostCodec:
             raise ValueError(f"The VAE gives latents of shape {list(probe.shape)} for a picture; those of SD1.5 "
                              "and SDXL have 4 channels. Connect the VAE of the image model's checkpoint.")
         self.vae_name = _name_of(probe)
-        self.clip_name = _name_of(self.text("a probe for the text model").tokens)
+        tokens = self.text("a probe for the text model").tokens
+        self.clip_name, self.text_channels = _name_of(tokens), tokens.shape[-1]
 
     def latents(self, pixels: Tensor) -> Tensor:
         """[F, 3, H, W] uint8 -> [F, C, H/8, W/8]: the most likely latents, not a draw around them."""
@@ -93,6 +94,9 @@ class MotionTraining:
         self.levels = noise_levels(model, self.config.beta_schedule)
         self.warm = warm
         self.codec = HostCodec(vae, clip)
+        if self.codec.text_channels != self.config.text_channels:
+            raise ValueError(f"The CLIP gives text of {self.codec.text_channels} channels, but the MODEL reads "
+                             f"{self.config.text_channels}. Connect the CLIP of the image model's checkpoint.")
         self.clips = EncodedClips(source, self.codec, cache or cache_folder())
         self.losses: list[float] = []
 
@@ -157,8 +161,11 @@ class MotionTraining:
 
     def about(self) -> dict[str, str]:
         """What a checkpoint must agree on to be resumed here."""
-        recipe, start = self.recipe, self.warm.source if self.warm else "scratch"
-        return {"clips": self.clips.name, "frames": str(self.frames), "batch size": str(recipe.batch_size),
+        recipe, start = self.recipe, "scratch"
+        if self.warm:
+            start = f"{self.warm.source} ({name_of_weights(self.warm.module)})"
+        return {"clips": self.clips.name, "text model": self.codec.clip_name,
+                "frames": str(self.frames), "batch size": str(recipe.batch_size),
                 "beta schedule": self.config.beta_schedule, "caption dropout": str(recipe.caption_dropout),
                 "SNR limit": str(recipe.snr_limit), "noise shift": str(recipe.noise_shift),
                 "scattered": str(recipe.scattered), "pure noise": str(recipe.pure_noise),
@@ -167,8 +174,7 @@ class MotionTraining:
                 "mapping network": str(self.config.mapping_width), "frame tokens": str(self.config.frame_tokens),
                 "TRS": f"{recipe.trs} from step {recipe.trs_from}", "DC": str(recipe.dc),
                 "LoRA rank": str(recipe.lora_rank),
-                "image model": _name_of(*(weight[(0,) * (weight.ndim - 1)].bfloat16()      # whatever the precision is
-                                          for weight in self.predict.unet.state_dict().values() if weight.ndim))}
+                "image model": name_of_weights(self.predict.unet)}
 
     def sample(self) -> Tensor:
         """A clip of the averaged weights, the same noise every time. Returns [F, H, W, 3] in 0..1."""
@@ -267,6 +273,12 @@ def cache_folder() -> Path:
 def _plain(text: Text) -> Text:
     """Clones, so that nothing made in inference mode enters a training."""
     return Text(text.tokens.clone(), None if text.pooled is None else text.pooled.clone())
+
+
+def name_of_weights(network: nn.Module) -> str:
+    """A name after the first row of every weight, whatever the precision is."""
+    return _name_of(*(weight[(0,) * (weight.ndim - 1)].bfloat16() for weight in network.state_dict().values()
+                      if weight.ndim))
 
 
 def _name_of(*tensors: Tensor) -> str:

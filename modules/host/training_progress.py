@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 
 from comfy.utils import ProgressBar
 from PIL import Image
@@ -49,7 +49,7 @@ def spoken(records: Iterator[StepRecord], steps: int) -> Iterator[tuple[StepReco
     for record in records:
         mean = record.loss if mean is None else mean + 0.04 * (record.loss - mean)
         known |= record.extras
-        left = time.strftime("%H:%M:%S", time.gmtime(record.seconds * (steps - record.step)))
+        left = timedelta(seconds=round(record.seconds * (steps - record.step)))
         yield record, (f"step {record.step} of {steps}, loss {mean:.4f}{terms_text(known)}, "
                        f"gradient {record.grad_norm:.2f}, {record.seconds:.2f} s a step, {left} left")
 

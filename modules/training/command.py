@@ -18,7 +18,7 @@ RENAMED = {"frames": "frames_at_once"}       # of the recipe; --frames is the cl
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options; names and defaults are those of the nodes."""
+    """The options; defaults are those of the recipe and of the clips' settings."""
     clip, recipe = ClipSettings(), MotionRecipe()
     data = parser.add_argument_group("clips")
     data.add_argument("--data", required=True, metavar="DIR", help=f"folder of videos, or {SPRITES}")

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .checkpoint import save_atomically
+from .checkpoint import CheckpointError, save_atomically
 from .clips import ClipSource
 from .order import batch_indices, seed_for, stream
 
@@ -65,7 +65,7 @@ class EncodedClips:
 
     @property
     def name(self) -> str:
-        """Of the set as a whole: a checkpoint trained on it is resumed on no other."""
+        """Of the set's latents and captions: a checkpoint trained on them is resumed on no others."""
         return _digest(*(path.name for path in self._latents), *map(self.source.caption, range(len(self))))
 
     def encode(self) -> Iterator[tuple[int, int]]:
@@ -150,8 +150,12 @@ def _write(path: Path, tensors: dict[str, Tensor], what: str, model: str) -> Non
         if not tensor.isfinite().all():
             raise ValueError(f"The {model} gave values for {what} that are not finite. Run the {model} in "
                              "float32 (start ComfyUI with --fp32-vae --fp32-text-enc), or remove the clip.")
-    save_atomically(path, {name: tensor.half().contiguous() for name, tensor in tensors.items()}, {},
-                    "An encoded clip")
+    try:
+        save_atomically(path, {name: tensor.half().contiguous() for name, tensor in tensors.items()}, {},
+                        "An encoded clip")
+    except CheckpointError:
+        if not _is_whole(path):         # else another training with this cache has just written it
+            raise
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -136,7 +136,7 @@ class _Run:
                                        settings.weight_decay)
         self.step = 0
         self.losses: list[float] = []
-        self.saved: int | None = None                   # the step that the store holds
+        self.saved = 0                                  # the step that the store holds; 0: none, nor is it worth one
         self.whole = True                               # False while the optimizer is changing the weights
 
     def take_step(self) -> StepRecord:

@@ -6,15 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 from motion_examples import TINY, random_motion
-from training_examples import RECIPE, Squares, WordClip, inputs, preview_vae, run, same, state
+from training_examples import RECIPE, Squares, inputs, prepared, preview_vae, run, same, state
 
 from frozen_diffusion.modules.host.motion import hold_motion
 from frozen_diffusion.modules.host.private_unet import PrivateUNet
-from frozen_diffusion.modules.host.training import MotionTraining
 from frozen_diffusion.modules.host.training_progress import spoken
 from frozen_diffusion.modules.motion import smoothness, total_loss
 from frozen_diffusion.modules.motion.module import MotionConfig, fresh_motion_module
 from frozen_diffusion.modules.motion.smoothness import trs_loss
+from frozen_diffusion.modules.training.loop import StepRecord
 from testhost.models import CONTEXT
 
 HARIVO = replace(RECIPE, steps=6, temporal_convolution=True, mapping_width=8, frame_tokens=2, trs=0.05, trs_from=2,
@@ -31,11 +31,7 @@ def vae():
 @pytest.fixture
 def setup(tiny_sd15, vae, tmp_path, monkeypatch):
     monkeypatch.setattr(smoothness, "LEAST_NEGATIVES", 2)
-
-    def make(recipe=HARIVO, name="run", **more):
-        return MotionTraining(tiny_sd15(), vae, WordClip(), Squares(), recipe,
-                              checkpoint=tmp_path / f"{name}.safetensors", cache=tmp_path / "cache", **more)
-    return make
+    return lambda recipe=HARIVO, **more: prepared(tmp_path, tiny_sd15(), vae, recipe, **more)
 
 
 def test_every_part_learns_and_comes_out(setup):
@@ -60,6 +56,11 @@ def run_extras(training) -> list[set[str]]:
 def test_the_terms_are_reported(setup):
     seen = run_extras(setup())
     assert "trs" not in seen[1] and {"denoising", "trs", "dc"} <= seen[-1]
+
+
+def test_the_time_left_may_be_days():
+    (_, text), = spoken(iter([StepRecord(1, 0.5, 1.0, 1e-4, 3.0)]), 50_001)
+    assert text.endswith("1 day, 17:40:00 left")
 
 
 def test_the_line_about_a_step_keeps_the_last_share_of_each_term(setup, monkeypatch):

@@ -11,10 +11,10 @@ import comfy.taesd.taesd
 import pytest
 import torch
 from PIL import Image
-from training_examples import RECIPE, Squares, WordClip, inputs, preview_vae, run, same, state
+from training_examples import RECIPE, Squares, WordClip, inputs, prepared, preview_vae, run, same, state, trained
 
 from frozen_diffusion.modules.host import training_progress
-from frozen_diffusion.modules.host.motion import LoadedMotion, apply_motion, hold_motion
+from frozen_diffusion.modules.host.motion import apply_motion, hold_motion
 from frozen_diffusion.modules.host.private_unet import PrivateUNet, copy_unet, noise_levels
 from frozen_diffusion.modules.host.training import MotionTraining, build_module, checkpoint_path, module_config
 from frozen_diffusion.modules.motion import smoothness
@@ -37,10 +37,7 @@ def vae():
 
 @pytest.fixture
 def setup(tiny_sd15, vae, tmp_path):
-    def make(model=None, recipe=RECIPE, name="run", clip=None, **more):
-        return MotionTraining(model or tiny_sd15(), vae, clip or WordClip(), Squares(), recipe,
-                              checkpoint=tmp_path / f"{name}.safetensors", cache=tmp_path / "cache", **more)
-    return make
+    return lambda model=None, *args, **more: prepared(tmp_path, model or tiny_sd15(), vae, *args, **more)
 
 
 def checksum(model) -> int:
@@ -139,19 +136,6 @@ def test_the_model_is_untouched_in_every_way_of_ending(setup, tiny_sd15, monkeyp
     assert checksum(model) == before
 
 
-def test_a_cancelled_training_goes_on_bit_for_bit(setup):
-    whole = setup(name="whole")
-    expected = run(whole)
-    first = setup(name="cut")
-    before = run(first, stop_after=1)
-    second = setup(name="cut")
-    after = run(second)
-    assert before + after == expected == second.losses
-    assert same(state(whole.result()), state(second.result()))
-    done = setup(name="cut")
-    assert run(done) == [] and done.losses == expected and same(state(done.result()), state(whole.result()))
-
-
 def test_the_host_s_interrupt_stops_anywhere_and_leaves_a_checkpoint(setup, monkeypatch):
     interrupted = comfy.model_management.InterruptProcessingException
     training = setup()
@@ -186,35 +170,12 @@ def test_the_host_s_interrupt_stops_anywhere_and_leaves_a_checkpoint(setup, monk
     assert resumed.sample().shape == (4, 64, 64, 3)
 
 
-def test_another_rate_or_precision_goes_on(setup):
-    """What the help advises when a loss is no longer finite."""
-    half = MotionRecipe(**{**RECIPE.__dict__, "precision": "bf16"})
-    run(setup(recipe=half), stop_after=2)
-    full = MotionRecipe(**{**RECIPE.__dict__, "learning_rate": 1e-4})
-    assert len(run(setup(recipe=full))) == 2
-
-
-def test_starting_afresh_sets_the_old_checkpoint_aside(setup, tmp_path):
-    run(setup())
-    assert len(run(setup(resume=False))) == 4
-    assert (tmp_path / "run.previous.safetensors").is_file()
-
-
-def test_another_start_or_data_is_not_resumed(setup, monkeypatch):
-    run(setup(), stop_after=1)
-    with pytest.raises(CheckpointError, match="made with temporal convolution 'False'"):
-        run(setup(recipe=MotionRecipe(**{**RECIPE.__dict__, "temporal_convolution": True})))
-    monkeypatch.setattr(Squares, "caption", lambda self, index: "another")
-    with pytest.raises(CheckpointError, match="made with clips"):
-        run(setup())
-
-
 def test_checkpointing_and_bf16_change_little(setup):
     losses = {}
     changes = {"plain": {"gradient_checkpointing": False}, "checkpointing": {}, "bf16": {"precision": "bf16"},
                "conv": {"temporal_convolution": True}}
     for name, change in changes.items():
-        training = setup(name=name, recipe=MotionRecipe(**{**RECIPE.__dict__, **change}))
+        training = setup(name=name, recipe=replace(RECIPE, **change))
         losses[name] = run(training)
         assert training.sample().isfinite().all()
     assert losses["checkpointing"] == pytest.approx(losses["plain"], rel=1e-4)
@@ -231,22 +192,13 @@ def test_sdxl(setup, tiny_sdxl):
     assert checksum(model) == before
 
 
-def trained(config: MotionConfig) -> LoadedMotion:
-    """A module that does something."""
-    module = fresh_motion_module(config, 1)
-    with torch.no_grad():
-        for layer in module.output_projections():
-            layer.weight.normal_(0, 0.02, generator=stream("layer"))
-    return hold_motion(config, module.state_dict(), "given.safetensors")
-
-
 @pytest.mark.parametrize("groupnorm", ["per frame", "pooled"])
 def test_warm_start(setup, groupnorm):
     config = MotionConfig("sd15", (32, 64, 128, 128), mid=False, max_frames=24, groupnorm=groupnorm,
                           beta_schedule="sqrt_linear", kind="animatediff v1")
     warm = trained(config)
     given = {name: tensor.clone() for name, tensor in state(warm).items()}
-    recipe = MotionRecipe(**{**RECIPE.__dict__, "warm_start_rate": 0.0, "temporal_convolution": True})
+    recipe = replace(RECIPE, warm_start_rate=0.0, temporal_convolution=True)
     training = setup(recipe=recipe, warm=warm)
     run(training)
     result = training.result()
@@ -283,14 +235,16 @@ def test_wrong_inputs(setup, tiny_sd15, tiny_sdxl, vae):
     video = SimpleNamespace(encode=lambda pixels: torch.zeros(1, 16, 8, 8))
     with pytest.raises(ValueError, match=r"latents of shape \[1, 16, 8, 8\]"):
         MotionTraining(model, video, WordClip(), Squares(), RECIPE)
+    with pytest.raises(ValueError, match="gives text of 32 channels, but the MODEL reads 64"):
+        setup(clip=WordClip(width=32))
     with pytest.raises(ValueError, match="is for SD15 image models, but the MODEL is SDXL"):
         setup(tiny_sdxl(), warm=trained(config))
     with pytest.raises(ValueError, match="lora_rank is 4, but there is no motion module to start from"):
-        setup(recipe=MotionRecipe(**{**RECIPE.__dict__, "lora_rank": 4}))
+        setup(recipe=replace(RECIPE, lora_rank=4))
     wide = trained(replace(config, mapping_width=16, frame_tokens=4, text_channels=64))
     for name, value in (("mapping_width", 32), ("frame_tokens", 8)):
         with pytest.raises(ValueError, match=rf"{name} is {value}, but given.safetensors.* has (16|4)\. Set {name}"):
-            setup(recipe=MotionRecipe(**{**RECIPE.__dict__, name: value}), warm=wide)
+            setup(recipe=replace(RECIPE, **{name: value}), warm=wide)
     with pytest.raises(ValueError, match="samples by ModelSamplingDiscreteFlow with CONST"):
         noise_levels(as_flow(model), "keep")
     with pytest.raises(ValueError, match="with 9 input channels"):
