@@ -153,7 +153,8 @@ class FrozenTrainMotionModule(io.ComfyNode):
                                tooltip="Weight of HARIVO's DC loss (frames of a clip mean the same), e.g. 0.01. "
                                        "0: off. It needs 64 different videos and begins when it has seen them."),
                 io.Int.Input("lora_rank", default=recipe.lora_rank, min=0, max=256, optional=True,
-                             tooltip="Train only a change of this rank on the temporal attentions. 0: all weights."),
+                             tooltip="Train only a change of this rank on the temporal attentions of motion_module; "
+                                     "HARIVO's parts are trained whole. 0: all weights."),
                 io.Float.Input("noise_shift", default=recipe.noise_shift, min=0.1, max=20.0, step=0.1, optional=True,
                                tooltip="1: all noise levels are drawn alike (AnimateDiff). 3: high noise, where motion "
                                        "is decided, is drawn more often."),
@@ -172,7 +173,7 @@ class FrozenTrainMotionModule(io.ComfyNode):
                 MotionModule.Output(display_name="motion_module",
                                     tooltip="The averaged weights, for Apply and Save Motion Module."),
                 LossMap.Output(display_name="loss_map", tooltip="For the node Plot Loss Graph."),
-                io.Image.Output(display_name="sample", tooltip="A clip made at the end, frame by frame."),
+                io.Image.Output(display_name="sample", tooltip="A clip made at the end, as one frame sheet."),
             ],
             hidden=[io.Hidden.unique_id],
         )

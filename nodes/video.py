@@ -53,7 +53,8 @@ class FrozenClipReport(io.ComfyNode):
                 io.String.Output(display_name="text", tooltip="The figures in words."),
                 io.Float.Output(display_name="flicker", tooltip="r = d2 / d1: about 1.7 for noise, near 0 for even "
                                                                 "motion."),
-                io.Float.Output(display_name="span", tooltip="Motion: mean difference of first and last frame."),
+                io.Float.Output(display_name="span", tooltip="Mean difference of first and last frame: how much moves "
+                                                             "in all; small too for motion that returns."),
             ],
             is_output_node=True,
         )

@@ -17,7 +17,7 @@ from .world import MOTIONS, Scene, caption, random_scene
 class SpriteClips:
     """Clips of sprite world, rendered when asked for. Never one of the held-out (sprite, motion) pairs.
 
-    Of `settings` only frames and fps count; the pictures are the world's. A motion that `motions` names twice is drawn
+    Of `settings` only frames counts: size and speed are the world's. A motion that `motions` names twice is drawn
     twice as often.
 
     Raises ValueError for a motion that the world does not have.

@@ -15,7 +15,7 @@ class ClipFigures:
         d1: mean |v_(f+1) - v_f|.
         d2: mean |v_(f+1) - 2 v_f + v_(f-1)|; NaN for clips of two frames.
         r: d2 / d1, the flicker: about 1.7 for noise, 0 for even change.
-        span: mean |v_last - v_first|, the motion.
+        span: mean |v_last - v_first|: how much moves in all; small too for motion that returns.
         texture: mean |Laplacian| of the luma.
         curve: mean |v_(f+1) - v_f| of every pair of neighbours [F - 1].
     """

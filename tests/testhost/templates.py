@@ -72,9 +72,11 @@ def harivo_text_to_video() -> Template:
                             "Module* shows a switch for the first two. *Mitigating Gradient* smooths the clip while it is "
                             "sampled; 40 is the paper's value.\n\n- The weights are a reconstruction, trained "
                             "by this pack; the paper's own were never released.\n- For your own: template "
-                            "*train_harivo*.\n- Steadier still: first noise of which the frames share a part, as in "
-                            "template *animatediff_smooth*; here **alpha** 2, if nothing has to circle." + OWN_MODEL
-                            + " An AnimateDiff file works too, without HARIVO's parts.", "### Captions" + CAPTIONS))
+                            "*train_harivo*.\n- Steadier still: first noise of which the frames share a part. Exchange "
+                            "*KSampler* for *SamplerCustomAdvanced* with *Clip Noise*, as template *animatediff_smooth* "
+                            "does; for sprite world its kind *pyoco mixed* with **alpha** 2, if nothing has to circle."
+                            + OWN_MODEL + " An AnimateDiff file has none of HARIVO's parts; *Mitigating Gradient* works "
+                            "on it all the same, with **alpha** 20 at 512 px.", "### Captions" + CAPTIONS))
 
 
 def harivo_controlnet() -> Template:
@@ -144,17 +146,20 @@ def train_motion_module() -> Template:
     return Template(graph, ("## Train a motion module\nThe image model stays frozen; only the temporal layers learn. Here: 256 "
                             "clips of sprite world, a few minutes on a CPU, enough to see the loss fall. **Cancel** whenever "
                             "you like: queue again and the training goes on where it was.\n\n### Your own clips\nSet "
-                            "**source** to *folder* and name a folder with videos and captions (`clip.mp4` + `clip.txt`). "
-                            "Exchange *Load Sprite World* for *Load Checkpoint* and the size for 256x256, set "
-                            "**beta_schedule** to *auto* and start from an AnimateDiff file: connect *Load Motion Module* "
-                            "to **motion_module**.\n\nUse clips without watermarks: temporal layers learn them, although "
-                            "the image model is frozen.",))
+                            "**source** to *folder*, **max_clips** to 0 (all) and the size to 256x256, and name a folder "
+                            "with videos and captions (`clip.mp4` + `clip.txt`). Exchange *Load Sprite World* for *Load "
+                            "Checkpoint* and start from an AnimateDiff file: connect *Load Motion Module* to "
+                            "**motion_module**. In *Train Motion Module*: **beta_schedule** *auto*, **learning_rate** 1e-4 "
+                            "(the file's layers learn at a tenth of it), **gradient_checkpointing** on, **steps** 500 or "
+                            "more, a **checkpoint** name and a **sample_prompt** of your own.\n\nUse clips without watermarks: "
+                            "temporal layers learn them, although the image model is frozen.",))
 
 
 def mitigating_gradient() -> Template:
     graph = video_graph("a large cat on the left of a green dotted background, bouncing", "alpha", model="mitigating")
     graph["mitigating"] = mitigating("motion", 0.0)
     graph["sheet"] = node("FrozenClipReport", frames=["decode", 0], fps=8.0, columns=16)
+    graph["video"]["inputs"]["images"] = ["alpha 40 decode", 0]
     for alpha in (40.0, 150.0):
         name = f"alpha {alpha:.0f}"
         graph |= {
@@ -171,9 +176,10 @@ def mitigating_gradient() -> Template:
     graph |= {"two": below("sheet", "alpha 40 report"), "three": below("two", "alpha 150 report"),
               "comparison": node("PreviewImage", images=["three", 0])}
     return Template(graph, ("## One seed, three strengths of smoothing\nThe same prompt and noise with alpha 0, 40 and 150 of "
-                            "*Mitigating Gradient*; *Clip Report* shows what each does to flicker and motion, and the sheet at the end all three. 40 is the paper's "
-                            "value; at 150 texture is plainly lost."
-                            + OWN_MODEL,))
+                            "*Mitigating Gradient*; *Clip Report* shows what each does to flicker and motion, and the sheet "
+                            "at the end all three: 0, 40 and 150 from top to bottom. The saved video is that of alpha 40, "
+                            "the paper's value; its clips at 150 have lost texture." + OWN_MODEL + " At 512 px, 20 is a good "
+                            "first value.",))
 
 
 def animatediff_smooth() -> Template:
@@ -204,14 +210,15 @@ def train_harivo() -> Template:
     return Template(graph, ("## Train HARIVO\nEverything of the motion training, plus the mapping network, frame tokens and the "
                             "two smoothness losses; each is a switch of *Train Motion Module*. How much a loss is felt the line "
                             "under that node shows: **trs** of this small model needs 30.\n\n### Your own clips\nSet **source** to "
-                            "*folder*, **frames** to 24 and the size to 256x256, exchange *Load Sprite World* for *Load "
-                            "Checkpoint*, and start from an AnimateDiff file: connect *Load Motion Module* to **motion_module**. "
-                            "In *Train Motion Module*: **steps** 5000 or more, **learning_rate** 1e-4 (the file's layers learn at "
-                            "a tenth of it), **batch_size** 1 with **accumulate** 8, **gradient_checkpointing** on, "
-                            "**mapping_width** 128, **trs** 0.05, **trs_from** 500, **beta_schedule** *auto*. **dc** needs at "
-                            "least 64 different videos. We have not trained at that size.\n\nUse clips without watermarks. If "
-                            "yours have one: train a spatial LoRA on single frames first, so that it carries the watermark, merge "
-                            "it while training, and leave it out when you sample.",))
+                            "*folder*, **max_clips** to 0 (all), **frames** to 24 and the size to 256x256, exchange *Load "
+                            "Sprite World* for *Load Checkpoint*, and start from an AnimateDiff file: connect *Load Motion "
+                            "Module* to **motion_module**. In *Train Motion Module*: **steps** 5000 or more, "
+                            "**learning_rate** 1e-4 (the file's layers learn at a tenth of it), **batch_size** 1 with "
+                            "**accumulate** 8, **gradient_checkpointing** on, **mapping_width** 128, **trs** 0.05, "
+                            "**trs_from** 500, **beta_schedule** *auto*, a **checkpoint** name and a **sample_prompt** of your "
+                            "own. **dc** needs at least 64 different videos. We have not trained at that size.\n\nUse clips "
+                            "without watermarks. If yours have one: train a spatial LoRA on single frames first, so that it "
+                            "carries the watermark, merge it while training, and leave it out when you sample.",))
 
 
 TEMPLATES = {template.__name__: template for template in (
