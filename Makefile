@@ -16,9 +16,9 @@ ui:             # the same server, left running with its page open on the templa
 	@$(INSTALL)
 	@PYTHONPATH=tests $(VENV) -m testhost.demo --ui
 
-test:           # the whole suite: unit, host, server, browser
+test:           # the whole suite: unit, host, server, browser; two processes of one thread do more on two cores than one of two
 	@$(INSTALL) --tests --browser
-	@$(VENV) -m pytest
+	@OMP_NUM_THREADS=1 $(VENV) -m pytest -n 2 --dist loadfile
 
 bench:          # one benchmark of tests/bench: make -s bench NAME=parity
 	@$(INSTALL) --tests >&2

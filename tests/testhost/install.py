@@ -37,7 +37,7 @@ HOST = [
 PAGE = ["comfyui-frontend-package==1.32.9", "comfyui-embedded-docs==0.3.1"]
 BARE = ["kornia", "kornia_rs", "spandrel"]      # installed without dependencies: those would replace torch
 VISION = ["torchvision==0.28.0", "torchaudio==2.11.0"]
-TESTS = ["pytest>=8", "playwright", "ruff", "matplotlib", "diffusers", "accelerate"]
+TESTS = ["pytest>=8", "pytest-xdist", "playwright", "ruff", "matplotlib", "diffusers", "accelerate"]
 
 
 def say(text: str) -> None:
