@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 from motion_examples import TINY, random_motion, shuffled_frames
+from torch.nn import functional
 
 from frozen_diffusion.modules.motion import transformer
 from frozen_diffusion.modules.motion.module import MotionConfig, fresh_motion_module
@@ -158,6 +159,18 @@ def test_temporal_convolution():
     changed[4] += 1 + torch.randn(32, 3, 3)
     moved = (layer(changed, 9) - layer(x, 9)).abs().amax((1, 2, 3)) > 1e-6
     assert moved.tolist() == [False, False, True, True, True, True, True, False, False]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("height, width", [(1, 1), (2, 3), (9, 7), (13, 17), (16, 16), (5, 80)])
+def test_temporal_convolution_is_that_of_the_clip_as_it_is(height, width):
+    """However the positions are laid out for speed, it is two Conv3d along time with norm and SiLU before each."""
+    layer, x = TemporalConv(32), torch.randn(6, 32, height, width)
+    torch.nn.init.normal_(layer.conv2.weight)
+    h = x
+    for norm, conv in ((layer.norm1, layer.conv1), (layer.norm2, layer.conv2)):
+        h = conv(functional.silu(norm(h)).unflatten(0, (2, 3)).transpose(1, 2)).transpose(1, 2).flatten(0, 1)
+    assert torch.allclose(layer(x, 3), x + h, atol=1e-5)
 
 
 @torch.no_grad()
