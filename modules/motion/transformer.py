@@ -201,7 +201,7 @@ class TemporalConv(nn.Module):
 
 
 def rows_in_one(height: int, width: int) -> int:
-    """How many rows of a picture to lay side by side, none left over, for one of WIDE positions at most.
+    """How many rows of a picture to lay side by side, none left over, so that no row grows beyond WIDE positions.
 
     A kernel along time does not see the difference, but a processor takes up to twice as long for narrow rows.
     """

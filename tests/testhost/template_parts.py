@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 OWN_MODEL = ("\n\n**With your own SD1.5 checkpoint:** replace *Load Sprite World* by *Load Checkpoint*, set the size "
-             "to 512x512, **steps** to 25 and **cfg** to 7.5, write prompts as usual and choose a motion module for "
-             "SD1.5 (AnimateDiff) in *Load Motion Module*: the one here fits sprite world only.")
+             "to 512x512, write prompts as usual and choose a motion module for SD1.5 (AnimateDiff) in *Load Motion "
+             "Module*: the one here fits sprite world only.")
+OWN_CLIP = OWN_MODEL + " Sample with **steps** 25 and **cfg** 7.5."
 BASELINE, HARIVO = (f"frozen-diffusion/{name}.safetensors" for name in ("sprite_motion", "sprite_harivo"))
 CAPTIONS = ("\n\nSprite world knows captions such as `a large fox on the right of a yellow dotted background, "
             "bouncing`. Sprites: dog cat car apple sunflower ball fish balloon butterfly rocket turtle banana "

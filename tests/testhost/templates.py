@@ -13,7 +13,7 @@ from frozen_diffusion.modules.host.boot import PACK
 from .edit_templates import EDIT_TEMPLATES
 from .layout import ui_workflow, write_workflow
 from .server import LINK, Server, free_port
-from .template_parts import CAPTIONS, HARIVO, OWN_MODEL, Template, drawn, image_graph, node, video_graph
+from .template_parts import CAPTIONS, HARIVO, OWN_CLIP, Template, drawn, image_graph, node, video_graph
 
 
 def text_to_image() -> Template:
@@ -28,7 +28,7 @@ def text_to_video() -> Template:
     return Template(graph, ("## Text to video\nA motion module turns the frozen image model into a video model. The batch "
                             "of 16 latents is one clip of 16 frames. Press **Run**: a video file and a frame sheet "
                             "appear.\n\n- **cfg** 5 and 20 steps of euler are good values here.\n- "
-                            "*Apply Motion Module*, **strength** 0, is the image model." + OWN_MODEL, "### Captions"
+                            "*Apply Motion Module*, **strength** 0, is the image model." + OWN_CLIP, "### Captions"
                             + CAPTIONS))
 
 
@@ -38,7 +38,7 @@ def text_to_video_style_lora() -> Template:
                          strength_model=1.0)
     return Template(graph, ("## Text to video with a style LoRA\nThe motion module was trained on the plain image model and "
                             "works on a fine-tuned one as well. *sprite_swapped* and *sprite_pencil* come with the pack; "
-                            "your own LoRAs go in the same place." + OWN_MODEL,))
+                            "your own LoRAs go in the same place." + OWN_CLIP,))
 
 
 def drawn_edges(name: str, caption: str) -> dict:
@@ -75,7 +75,7 @@ def harivo_text_to_video() -> Template:
                             "*train_harivo*.\n- Steadier still: first noise of which the frames share a part. Exchange "
                             "*KSampler* for *SamplerCustomAdvanced* with *Clip Noise*, as template *animatediff_smooth* "
                             "does; for sprite world its kind *pyoco mixed* with **alpha** 2, if nothing has to circle."
-                            + OWN_MODEL + " An AnimateDiff file has none of HARIVO's parts; *Mitigating Gradient* works "
+                            + OWN_CLIP + " An AnimateDiff file has none of HARIVO's parts; *Mitigating Gradient* works "
                             "on it all the same, with **alpha** 20 at 512 px.", "### Captions" + CAPTIONS))
 
 
@@ -111,7 +111,7 @@ def long_clip_context_windows() -> Template:
                             fuse_method="pyramid", dim=0)
     return Template(graph, ("## A long clip\nA motion module can do so many frames at once (this one 32, AnimateDiff v1 24). "
                             "*Context Windows (Manual)*, a node of ComfyUI itself, samples 40 frames in windows of 16 that "
-                            "overlap by 4. **dim** must be 0: frames are the batch." + OWN_MODEL,))
+                            "overlap by 4. **dim** must be 0: frames are the batch." + OWN_CLIP,))
 
 
 def animatediff_own_checkpoint() -> Template:
@@ -178,7 +178,7 @@ def mitigating_gradient() -> Template:
     return Template(graph, ("## One seed, three strengths of smoothing\nThe same prompt and noise with alpha 0, 40 and 150 of "
                             "*Mitigating Gradient*; *Clip Report* shows what each does to flicker and motion, and the sheet "
                             "at the end all three: 0, 40 and 150 from top to bottom. The saved video is that of alpha 40, "
-                            "the paper's value; its clips at 150 have lost texture." + OWN_MODEL + " At 512 px, 20 is a good "
+                            "the paper's value; its clips at 150 have lost texture." + OWN_CLIP + " At 512 px, 20 is a good "
                             "first value.",))
 
 
