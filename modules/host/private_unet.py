@@ -26,6 +26,7 @@ from .motion_schedule import set_schedule
 from .motion_splice import MotionSlot, pooled_groupnorm
 
 PREFIX = "diffusion_model."
+H_LAYER = -1                # of the bottleneck's two residual layers: HARIVO's DC loss reads the output of the last
 WATCHED_ATTENTIONS = 2      # of the decoder, the last ones: HARIVO's TRS loss as DPIDM has it
 
 
@@ -158,7 +159,7 @@ class WatchedFeatures:
         blocks = [block for part in unet.output_blocks for layer in part if isinstance(layer, SpatialTransformer)
                   for block in layer.transformer_blocks]
         self.attentions = [block.attn1 for block in blocks[-WATCHED_ATTENTIONS:]]
-        self.listen("h", [layer for layer in unet.middle_block if isinstance(layer, ResBlock)][-1])
+        self.listen("h", [layer for layer in unet.middle_block if isinstance(layer, ResBlock)][H_LAYER])
         for number, attention in enumerate(self.attentions):
             self.listen(f"q{number}", attention.to_q)
             self.listen(f"k{number}", attention.to_k)

@@ -49,6 +49,19 @@ def test_the_sum_over_frames_is_kept(order):
 
 
 @pytest.mark.parametrize("order", [1, 2])
+def test_before_and_after_guidance_are_the_same(order):
+    """Fast mode is linear in the predicted clip, and so is classifier-free guidance."""
+    cond, uncond = clip(), clip(seed=1)
+
+    def guide(cond, uncond):
+        return uncond + 7.5 * (cond - uncond)
+
+    after = mitigate(guide(cond, uncond), 0.03, order)
+    torch.testing.assert_close(guide(mitigate(cond, 0.03, order), mitigate(uncond, 0.03, order)), after,
+                               atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("order", [1, 2])
 def test_time_may_run_backwards(order):
     x = clip()
     torch.testing.assert_close(mitigate(x.flip(1), 0.06, order), mitigate(x, 0.06, order).flip(1))
