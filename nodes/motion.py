@@ -97,6 +97,10 @@ class FrozenApplyMotionModule(io.ComfyNode):
                 io.Float.Input(
                     "fps", default=0.0, min=0.0, max=120.0, step=0.1, optional=True,
                     tooltip="Frames per second of the clip: frame tokens go by seconds. 0: as trained."),
+                io.Boolean.Input(
+                    "negative_tokens", default=True, optional=True,
+                    tooltip="Whether the negative prompt gets HARIVO's words for every frame too, as trained. Off: cfg "
+                            "enlarges what they say."),
             ],
             outputs=[io.Model.Output(tooltip="The model with motion, for the sampler and its scheduler.")])
 

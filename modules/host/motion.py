@@ -16,6 +16,7 @@ import torch
 from comfy.patcher_extension import CallbacksMP, PatcherInjection, WrappersMP
 from torch import Tensor
 
+from ..motion.frame_tokens import with_last_word
 from ..motion.module import MotionConfig, MotionModule
 from .batch_of_clips import clips_of
 from .motion_schedule import AUTO, set_schedule
@@ -38,6 +39,7 @@ FAMILIES = {"sd15": comfy.supported_models.SD15, "sdxl": comfy.supported_models.
 OFFICIAL, POOLED = "official", "pooled"
 EVERY_STEP, FIRST_STEP, OFF = "every_step", "first_step", "off"
 MAPPING_MODES = (EVERY_STEP, FIRST_STEP, OFF)
+UNCOND = 1                              # the host's number of a negative prompt in "cond_or_uncond"
 RUNNING = "frozen_motion_running"       # on a U-Net while it is sampled with layers: their source
 
 
@@ -78,7 +80,8 @@ def hold_motion(config: MotionConfig, state: Mapping[str, Tensor], source: str,
 
 def apply_motion(model, loaded: LoadedMotion, strength: float = 1.0, frames_per_clip: int = 0,
                  start_percent: float = 0.0, end_percent: float = 1.0, beta_schedule: str = AUTO,
-                 groupnorm: str = OFFICIAL, mapping: str = EVERY_STEP, frame_tokens: bool = True, fps: float = 0.0):
+                 groupnorm: str = OFFICIAL, mapping: str = EVERY_STEP, frame_tokens: bool = True, fps: float = 0.0,
+                 negative_tokens: bool = True):
     """A clone of the MODEL `model` that samples clips with the motion module.
 
     Args:
@@ -90,6 +93,7 @@ def apply_motion(model, loaded: LoadedMotion, strength: float = 1.0, frames_per_
         mapping: when the mapping network acts, if the module has one: one of MAPPING_MODES.
         frame_tokens: whether frames get their own tokens, if the module makes them.
         fps: of the clip, which gives the moments of the frame tokens; 0 = the module's own.
+        negative_tokens: whether frames get their own tokens in the negative prompt too, as trained with the empty one.
 
     Raises ValueError when module and MODEL do not belong together, or the MODEL already has a motion module.
     """
@@ -103,7 +107,7 @@ def apply_motion(model, loaded: LoadedMotion, strength: float = 1.0, frames_per_
         return model
     sampling = MotionSampling(loaded.config, loaded.source, strength, frames_per_clip,
                               (start_percent, end_percent), POOLED in (groupnorm, loaded.config.groupnorm),
-                              loaded.module, mapping, frame_tokens, fps or loaded.config.fps)
+                              loaded.module, mapping, frame_tokens, fps or loaded.config.fps, negative_tokens)
     model.set_additional_models(KEY, [loaded.patcher.clone()])
     model.set_injections(KEY, [PatcherInjection(inject, eject)])
     model.add_callback_with_key(CallbacksMP.ON_PRE_RUN, KEY, inject_if_ejected)
@@ -181,6 +185,7 @@ class MotionSampling:
     mapping: str
     frame_tokens: bool
     fps: float
+    negative_tokens: bool
 
     def around_sampling(self, executor, noise: Tensor, *args, **kwargs):
         """OUTER_SAMPLE: check the request, prepare the run, leave the U-Net clean however the run ends."""
@@ -235,10 +240,19 @@ class MotionSampling:
         if run.active and self.maps(transformer_options):
             x = self.module.map_noise(x, timesteps, run.frames, run.strength)
         if run.active and self.frame_tokens:
-            context = self.module.add_tokens(context, moments(run.frames, self.fps, transformer_options).to(x.device))
+            context = self.add_tokens(context, run.frames, transformer_options)
         pooled = run.pooled and run.active
         with pooled_groupnorm(executor.class_obj, run.frames) if pooled else nullcontext():
             return executor(x, timesteps, context, y, control, options, *args, **kwargs)
+
+    def add_tokens(self, context: Tensor, frames: int, transformer_options: Mapping) -> Tensor:
+        """context [(n b f), L, D], n chunks of cond and uncond, with the tokens of its frames: [(n b f), L + K, D]."""
+        full = self.module.add_tokens(context, moments(frames, self.fps, transformer_options).to(context.device))
+        if self.negative_tokens or not self.config.frame_tokens:
+            return full
+        chunks = torch.tensor(transformer_options.get("cond_or_uncond", (0,)), device=context.device)
+        negative = (chunks == UNCOND).repeat_interleave(len(context) // len(chunks))
+        return torch.where(negative[:, None, None], with_last_word(context, self.config.frame_tokens), full)
 
     def maps(self, transformer_options: Mapping) -> bool:
         """Whether the mapping network acts at this step."""

@@ -106,6 +106,19 @@ def test_what_the_unet_gets(comfy, base, seen):
     assert all(context.shape[1] == text.shape[1] for _, context in seen)
 
 
+def test_negative_tokens_off_leaves_the_negative_prompt_its_last_word(comfy, base, seen):
+    """The lengths stay equal, so that the host may still run both prompts at once, and the positive prompt's stay."""
+    for negative_tokens in (True, False):
+        sample(spy(apply(comfy, base, harivo(base), negative_tokens=negative_tokens), seen), 4, size=SIZE, steps=1)
+    (_, both), (_, positive) = seen
+    last = both[:, -5:-4].expand(-1, 4, -1)
+    differs = (both != positive).flatten(1).any(1)
+    assert both.shape == positive.shape == (8, *both.shape[1:]) and differs.sum() == 4
+    assert torch.equal(positive[differs, -4:], last[differs]) and not torch.equal(both[~differs, -4:], last[~differs])
+    negative = conditioning(2)[0][0].expand(4, -1, -1)
+    assert torch.equal(both[differs, :-4], negative)
+
+
 @pytest.mark.parametrize("changes", [{"strength": 0.0}, {"frames_per_clip": 1}])
 def test_single_frames_and_strength_zero_are_the_image_model(comfy, base, changes):
     assert torch.equal(sample(apply(comfy, base, harivo(base), **changes), 4, size=SIZE), sample(base, 4, size=SIZE))
