@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..hspace.slerp import angles, inject, norms
 from ..hspace.trace import FAR, H, HTrace, TraceError, check_channels, skip
+from .chunks import chunks_of
 from .private_unet import PREFIX
 
 BOTH, COND, UNCOND = "both", "cond", "uncond"
@@ -93,25 +94,6 @@ def take_in(digest, value) -> None:
         take_in(digest, (type(value).__name__, value.weights))
     elif value is None or isinstance(value, (str, int, float)):
         digest.update(repr(value).encode())
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Rows of one call of the U-Net: whether they follow the prompt, and which pictures of the batch they are."""
-    cond: bool
-    rows: slice
-    items: tuple[int, ...]
-
-
-def chunks_of(rows: int, options: Mapping) -> list[Chunk]:
-    """The chunks of a call with so many rows, in their order. Knows the context windows of the host and of ADE."""
-    kinds = options.get("cond_or_uncond") or [0]
-    each = rows // len(kinds)
-    window = options.get("context_window")
-    other = (options.get("ad_params") or {}).get("sub_idxs")
-    index = other if window is None else window.index_list
-    items = tuple(index) if index is not None and len(index) == each else tuple(range(each))
-    return [Chunk(kind == 0, slice(number * each, (number + 1) * each), items) for number, kind in enumerate(kinds)]
 
 
 @dataclass

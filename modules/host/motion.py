@@ -16,9 +16,9 @@ import torch
 from comfy.patcher_extension import CallbacksMP, PatcherInjection, WrappersMP
 from torch import Tensor
 
-from ..motion.frame_tokens import with_last_word
 from ..motion.module import MotionConfig, MotionModule
 from .batch_of_clips import clips_of
+from .chunks import chunks_of
 from .motion_schedule import AUTO, set_schedule
 from .motion_splice import (
     KEY,
@@ -39,7 +39,6 @@ FAMILIES = {"sd15": comfy.supported_models.SD15, "sdxl": comfy.supported_models.
 OFFICIAL, POOLED = "official", "pooled"
 EVERY_STEP, FIRST_STEP, OFF = "every_step", "first_step", "off"
 MAPPING_MODES = (EVERY_STEP, FIRST_STEP, OFF)
-UNCOND = 1                              # the host's number of a negative prompt in "cond_or_uncond"
 RUNNING = "frozen_motion_running"       # on a U-Net while it is sampled with layers: their source
 
 
@@ -248,11 +247,11 @@ class MotionSampling:
     def add_tokens(self, context: Tensor, frames: int, transformer_options: Mapping) -> Tensor:
         """context [(n b f), L, D], n chunks of cond and uncond, with the tokens of its frames: [(n b f), L + K, D]."""
         full = self.module.add_tokens(context, moments(frames, self.fps, transformer_options).to(context.device))
-        if self.negative_tokens or not self.config.frame_tokens:
-            return full
-        chunks = torch.tensor(transformer_options.get("cond_or_uncond", (0,)), device=context.device)
-        negative = (chunks == UNCOND).repeat_interleave(len(context) // len(chunks))
-        return torch.where(negative[:, None, None], with_last_word(context, self.config.frame_tokens), full)
+        if self.config.frame_tokens and not self.negative_tokens:
+            for chunk in chunks_of(len(context), transformer_options):
+                if not chunk.cond:              # its last word again, as tokens are at birth: lengths stay equal
+                    full[chunk.rows, context.shape[1]:] = context[chunk.rows, -1:]
+        return full
 
     def maps(self, transformer_options: Mapping) -> bool:
         """Whether the mapping network acts at this step."""

@@ -88,8 +88,3 @@ class FrameTokens(nn.Module):
 def with_frame_tokens(context: Tensor, tokens: Tensor) -> Tensor:
     """What cross-attention sees: context [(b f), L, D] and tokens [b, f, K, D] -> [(b f), L + K, D]."""
     return torch.cat((context, tokens.flatten(0, 1).to(context)), dim=1)
-
-
-def with_last_word(context: Tensor, tokens: int) -> Tensor:
-    """`with_frame_tokens` with those of a generator at birth: the prompt's last word, K times. Same shapes."""
-    return torch.cat((context, context[:, -1:].expand(-1, tokens, -1)), dim=1)
