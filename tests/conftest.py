@@ -7,6 +7,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_collection_modifyitems(items):
+    """Write the rows of a test's `fault` marks into the report that `bench faults` reads."""
+    for item in items:
+        item.user_properties += [("fault", row) for mark in item.iter_markers("fault") for row in mark.args]
+
+
 @pytest.fixture(scope="session")
 def comfy(tmp_path_factory):
     """ComfyUI imported in this process with the pack's nodes: see testhost.inprocess.HostInProcess."""
