@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections import Counter
 from itertools import product
 
@@ -123,12 +122,3 @@ def test_motions_move_as_they_are_called():
                   "down": (0, 1, 0, 0), "grow": (0, 0, 1, 0), "shrink": (0, 0, -1, 0), "spin": (0, 0, 0, 1)}
     for motion, direction in directions.items():
         assert change(motion).tolist() == list(direction), motion
-
-
-def test_print_frames_per_second(capsys):
-    """For information: the renderer must not be what a training waits for."""
-    some, began = scenes(8, clip=True), time.perf_counter()
-    render(some, generator(5), FRAMES)
-    rate = 8 * FRAMES / (time.perf_counter() - began)
-    with capsys.disabled():
-        print(f"\nrenderer: {rate:.0f} frames a second on {torch.get_num_threads()} threads")
