@@ -33,8 +33,9 @@ def run(model, sampler, cfg=1.0, steps=5, batch=1, start="noise", seed=5, positi
                                                disable_pbar=True, seed=seed)
 
 
-def record(comfy_host, model, cfg=1.0, steps=5, batch=1, start="noise", deep_skips=0, sampler=None, positive=None):
-    """(samples, trace) of an Euler run through the node."""
+def record(comfy_host, model, cfg=1.0, steps=5, batch=1, start="noise", deep_skips=0, sampler=None, positive=None,
+           by=None):
+    """(samples, trace) of an Euler run through the node; `by` a guider, None: CFG."""
     noise = torch.randn(batch, 4, SIZE, SIZE, generator=stream("h-space noise", start))
 
     class Noise:
@@ -44,7 +45,7 @@ def record(comfy_host, model, cfg=1.0, steps=5, batch=1, start="noise", deep_ski
             return noise
 
     output, trace, _ = comfy_host.run(
-        "FrozenRecordHSpace", noise=Noise(), guider=guider(model, cfg, positive),
+        "FrozenRecordHSpace", noise=Noise(), guider=by or guider(model, cfg, positive),
         sampler=sampler or comfy_sampler("euler"), sigmas=levels(model, steps),
         latent_image={"samples": torch.zeros_like(noise)}, deep_skips=deep_skips)
     return output["samples"], trace

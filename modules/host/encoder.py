@@ -17,6 +17,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..basis.products import check_latent
+from .calls import without_guidance
 from .h_space import check_bottleneck
 from .inversion import guider_of
 from .motion import KEY as MOTION
@@ -71,7 +72,7 @@ def record_call(model, positive, latent: Tensor, sigma: float) -> RecordedCall:
                                  None if y is None else _plain(y), tuple(adapter), options))
         return torch.zeros_like(x[:, :channels])
 
-    model = model.clone()
+    model = without_guidance(model)
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "frozen_record_call", listen)
     guider_of(model, positive).sample(torch.zeros_like(latent), latent, OneCall(), torch.tensor([sigma, 0.0]),
                                       disable_pbar=True, seed=0)

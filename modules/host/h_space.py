@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..hspace.slerp import angles, inject, norms
 from ..hspace.trace import FAR, H, HTrace, TraceError, check_channels, skip
-from .chunks import chunks_of
+from .chunks import Chunk, chunks_of
 from .private_unet import PREFIX
 
 BOTH, COND, UNCOND = "both", "cond", "uncond"
@@ -32,6 +32,7 @@ CHECKS = (MODEL, STRICT, SHAPES)
 IDENTITIES: WeakKeyDictionary = WeakKeyDictionary()         # of models, by the host's names of their patches
 SAMPLE = 64                 # numbers of a weight that go into the identity
 OPPOSITE = 179.9            # degrees between features from which no way from one to the other is the shortest
+REPEATED = 1e-3             # relative distance of features up to which a call is the same one again
 
 
 def check_bottleneck(model) -> None:
@@ -98,9 +99,10 @@ def take_in(digest, value) -> None:
 
 @dataclass
 class Capture:
-    """What one model call shows: the rows of the prompt, gathered over calls and windows.
+    """What one prediction shows: the rows of the prompt, gathered over calls and windows.
 
-    A row that several windows or several prompts show is their mean. Crops of regional prompts are left out.
+    A row that several windows or several prompts show is their mean. Crops of regional prompts are left out, and so
+    are calls that guidance functions make besides those of the guider (PAG, SAG).
     """
 
     batch: int
@@ -108,6 +110,7 @@ class Capture:
     places: tuple[str, ...] = (H,)
     sums: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, Tensor] = field(default_factory=dict)
+    seen: dict[tuple, Tensor] = field(default_factory=dict)     # rows by place, conditioning and items
 
     def add(self, place: str, x: Tensor, options: Mapping) -> None:
         if place not in self.places or tuple(options["original_shape"][-2:]) != self.size:
@@ -116,10 +119,23 @@ class Capture:
             self.sums[place] = torch.zeros(self.batch, *x.shape[1:])
             self.counts[place] = torch.zeros(self.batch)
         for chunk in chunks_of(len(x), options):
-            if chunk.cond:
-                items = torch.tensor(chunk.items)
-                self.sums[place].index_add_(0, items, x[chunk.rows].float().cpu())
-                self.counts[place].index_add_(0, items, torch.ones(len(items)))
+            if not chunk.extra and chunk.of_prompt("Recording h-space"):
+                self.add_rows(place, chunk, x[chunk.rows].float().cpu())
+
+    def add_rows(self, place: str, chunk: Chunk, rows: Tensor) -> None:
+        """Add the features of a prompt's pictures. Raises TraceError if the prompt was there before with others."""
+        if max(chunk.items) >= self.batch:
+            raise TraceError(f"The U-Net was called with {len(rows)} rows for one prompt, the batch has {self.batch} "
+                             "pictures. Another node adds rows of its own; take it away to record h-space.")
+        before = self.seen.setdefault((place, chunk.conditioning, chunk.items), rows)
+        if before is not rows:
+            if (before - rows).norm() > REPEATED * before.norm():
+                raise TraceError("The U-Net was called more than once for the same prompt in one step, with different "
+                                 "results: a guidance that is not known here. Take it away to record h-space.")
+            return
+        items = torch.tensor(chunk.items)
+        self.sums[place].index_add_(0, items, rows)
+        self.counts[place].index_add_(0, items, torch.ones(len(items)))
 
     def take(self) -> dict[str, Tensor]:
         """[B, C, H, W] by place. Raises TraceError if something was not seen."""
@@ -160,8 +176,8 @@ class Injection:
         if not gamma or not parts:              # a trace of h alone is told that gamma_skips needs more
             return x
         x = x.clone()
-        for chunk in chunks_of(len(x), options):
-            if self.apply_to == BOTH or chunk.cond == (self.apply_to == COND):
+        for chunk in chunks_of(len(x), options):        # an extra call of a guidance is like the guider's own
+            if self.apply_to == BOTH or chunk.of_prompt(f"apply_to {self.apply_to}") == (self.apply_to == COND):
                 for part in parts:
                     x[chunk.rows] = self.blend_part(place, x[chunk.rows], part, chunk.items, gamma)
         return x

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..hspace.curve import Curve
 from ..hspace.steps import InjectionSettings, calibrated, draws, euler, injected_steps, sample_injected
 from ..hspace.trace import HTrace, TraceError
+from .calls import know_roles, with_roles
 from .h_space import (
     BOTH,
     MASKED,
@@ -112,7 +113,7 @@ class InjectedDenoiser:
         self.injection = Injection(request.trace, request.apply_to, request.norm_mode, request.check)
         self.tap = HSpaceTap()
         self.shared = SharedEncoder(self.tap) if request.shared_encoder else None
-        self.options = with_first_patch(extra_args["model_options"], self.tap)
+        self.options = with_first_patch(with_roles(extra_args["model_options"], model.inner_model), self.tap)
         if self.shared is not None:
             self.options = self.shared.add_to(self.options)
         self.prepared = -1              # the step whose injected prediction waits in the shared encoder
@@ -160,6 +161,7 @@ def inject_h_space(model, trace: HTrace, gamma: Curve, t_edit: float = 400, appl
     model, light = model.clone(), LightInjection(trace, gamma, t_edit, apply_to, norm_mode, check, gamma_skips)
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, LIGHT, light.around_sampling)
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, LIGHT, light.around_model)
+    know_roles(model)
     return model
 
 
@@ -221,7 +223,7 @@ def sample_calibrated(model, x: Tensor, sigmas: Tensor, extra_args: dict | None 
     levels, times = schedule_of(guider, sigmas)
     for light in edited.get_wrappers(WrappersMP.OUTER_SAMPLE, LIGHT):
         light.__self__.check_run(edited, sigmas)
-    options = options_of_edit(extra_args["model_options"], guider.model_patcher, edited)
+    options = with_roles(options_of_edit(extra_args["model_options"], guider.model_patcher, edited), guider)
     for step, (sigma, after) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
         at = x.new_full((len(x),), sigma)
         denoised = model(x, at, **extra_args)

@@ -1,6 +1,7 @@
 """DDIM inversion in the host, with a trace of h-space; and recording a trace from any sampling run."""
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import comfy.model_management
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ..hspace.steps import euler
 from ..hspace.trace import HTrace, TraceError, places, psnr
+from .calls import prompts_of, with_roles
 from .h_space import (
     Capture,
     HSpaceTap,
@@ -104,7 +106,7 @@ class DDIMInversion(comfy.samplers.Sampler):
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None,
                disable_pbar=False):
         """See the host's samplers. Returns x at the last noise level."""
-        options = with_first_patch(extra_args["model_options"], self.recorder.tap)
+        options = with_first_patch(with_roles(extra_args["model_options"], model_wrap), self.recorder.tap)
 
         def denoise(x, step):
             at = x.new_full((len(x),), float(sigmas[step]))
@@ -160,9 +162,16 @@ def check_invertible(model, latent: Tensor) -> None:
 
 
 def guider_of(model, positive) -> comfy.samplers.CFGGuider:
-    """A guider without guidance: the prompt alone."""
+    """A guider without guidance: the prompt alone.
+
+    A guidance on the MODEL that needs the negative prompt's prediction even at cfg 1 (SAG, NAG) gets the prompt's.
+    """
     guider = comfy.samplers.CFGGuider(model)
     guider.inner_set_conds({"positive": positive})
+    if model.model_options.get("disable_cfg1_optimization"):
+        guider.inner_set_conds({"negative": positive})
+        logging.warning("Frozen Diffusion: a guidance node on the MODEL asks for a negative prompt where there is "
+                        "none; it gets the prompt itself. Connect the MODEL from before that node to go without it.")
     guider.set_cfg(1.0)
     return guider
 
@@ -197,7 +206,7 @@ def record_run(noise, guider, sampler, sigmas: Tensor, latent: dict, deep_skips:
                            callback=callback, disable_pbar=True, seed=noise.seed)
     about = {"model": model_identity(guider.model_patcher), "from": "sampling", "seed": str(noise.seed),
              "steps": str(len(sigmas) - 1), "latent": fingerprint(samples),
-             "prompt": fingerprint(*(cond.get("cross_attn") for cond in guider.original_conds.get("positive", [])))}
+             "prompt": fingerprint(*(cond.get("cross_attn") for cond in prompts_of(guider)))}
     return result.to(comfy.model_management.intermediate_device()), recorder.trace(about), report
 
 
@@ -210,7 +219,7 @@ class RecordingSampler(comfy.samplers.Sampler):
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None,
                disable_pbar=False):
         """See the host's samplers."""
-        options = with_first_patch(extra_args["model_options"], self.recorder.tap)
+        options = with_first_patch(with_roles(extra_args["model_options"], model_wrap), self.recorder.tap)
         options["transformer_options"][REPORT] = self.report
         watched = WatchedModel(model_wrap, self.recorder)
         return self.inner.sample(watched, sigmas, {**extra_args, "model_options": options}, callback, noise,

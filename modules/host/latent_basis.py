@@ -28,6 +28,7 @@ from ..basis.report import angle_in_words
 from ..basis.subspace_iteration import subspace_iteration
 from ..basis.transport import prompt_direction, pull_direction
 from ..basis.triplets import Step
+from .calls import without_guidance
 from .encoder import Encoder, check_encodable, copy_encoder, record_call
 from .h_space import fingerprint, model_identity
 from .inversion import guider_of
@@ -153,8 +154,8 @@ def edit(model, positive, latent: Tensor, sigmas: Tensor, basis: LatentBasis, re
     pairs = [(index, value) for index in chosen for value in strengths(travel, request.count)]
     sampler = EditSampler(sigma, basis.V[[index for index, _ in pairs]], [value for _, value in pairs], request)
     rows = latent.repeat(len(pairs), 1, 1, 1)           # so that the host makes room for all of them
-    edited = guider_of(model, positive).sample(torch.zeros_like(rows), rows, sampler, torch.tensor([sigma, 0.0]),
-                                               disable_pbar=True, seed=0)
+    guider = guider_of(without_guidance(model), positive)
+    edited = guider.sample(torch.zeros_like(rows), rows, sampler, torch.tensor([sigma, 0.0]), disable_pbar=True, seed=0)
     text = edit_text(pairs, sampler.drift, t) + notes(basis, model, t)
     return edited.to(comfy.model_management.intermediate_device()), text
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..motion.module import MotionConfig, MotionModule
 from .batch_of_clips import clips_of
+from .calls import know_roles
 from .chunks import chunks_of
 from .motion_schedule import AUTO, set_schedule
 from .motion_splice import (
@@ -113,6 +114,7 @@ def apply_motion(model, loaded: LoadedMotion, strength: float = 1.0, frames_per_
     model.set_model_forward_timestep_embed_patch((MotionSlot, call_slot))
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, sampling.around_sampling)
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, sampling.around_unet)
+    know_roles(model)
     set_schedule(model, loaded.config.beta_schedule if beta_schedule == AUTO else beta_schedule)
     return model
 
@@ -249,7 +251,8 @@ class MotionSampling:
         full = self.module.add_tokens(context, moments(frames, self.fps, transformer_options).to(context.device))
         if self.config.frame_tokens and not self.negative_tokens:
             for chunk in chunks_of(len(context), transformer_options):
-                if not chunk.cond:              # its last word again, as tokens are at birth: lengths stay equal
+                if not chunk.of_prompt("negative_tokens off"):
+                    # Its last word again, as tokens are at initialisation: lengths stay equal.
                     full[chunk.rows, context.shape[1]:] = context[chunk.rows, -1:]
         return full
 

@@ -1,6 +1,8 @@
 """h-space in the host: what the tap sees and changes, both ways of injecting, the wrong inputs."""
 from __future__ import annotations
 
+from uuid import uuid4
+
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -9,6 +11,7 @@ from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_freelunch import FreeU
 from h_space_examples import PLAIN, SIZE, comfy_sampler, guider, injected, levels, record, run, with_hook
 
+from frozen_diffusion.modules.host.calls import KEY, NEGATIVE, PROMPT, CallRoles, know_roles
 from frozen_diffusion.modules.host.h_space import Capture, HSpaceTap, model_identity, with_first_patch
 from frozen_diffusion.modules.host.inversion import invert
 from frozen_diffusion.modules.hspace.curve import parse_curve
@@ -41,6 +44,7 @@ def test_the_tap_sees_the_middle_blocks_output(comfy, base, freeu):
 
     model = model.clone()
     model.model_options = with_first_patch(model.model_options, counted)
+    know_roles(model)
     if freeu == "after":
         model = comfy.run(FreeU, model=model, b1=1.3, b2=1.4, s1=0.5, s2=0.2)[0]
     run(model, comfy_sampler("euler"), steps=1)
@@ -119,7 +123,9 @@ def comfy_model_base():
 def test_who_is_changed(comfy, base, other):
     """apply_to picks the rows of the prompt or those without it."""
     from frozen_diffusion.modules.host.h_space import Injection
-    options = {"cond_or_uncond": [1, 0], "block": ("output", 0), "original_shape": [2, 4, SIZE, SIZE]}
+    names = [uuid4(), uuid4()]
+    options = {"cond_or_uncond": [1, 0], "block": ("output", 0), "original_shape": [2, 4, SIZE, SIZE], "uuids": names,
+               KEY: CallRoles(dict(zip(names, (NEGATIVE, PROMPT), strict=True)))}
     h, skip = (torch.randn(2, 128, 2, 2, generator=stream("rows", name)) for name in "hs")
     for apply_to, changed in (("both", [True, True]), ("cond", [False, True]), ("uncond", [True, False])):
         out, same = HSpaceTap(injection=Injection(other, apply_to, time=900, gamma=0.5))(h, skip, options)

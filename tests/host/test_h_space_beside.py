@@ -11,6 +11,7 @@ from h_space_examples import PLAIN, SIZE, comfy_sampler, guider, injected, level
 from motion_examples import TINY, random_motion
 
 from frozen_diffusion.modules.demo import models
+from frozen_diffusion.modules.host.calls import know_roles
 from frozen_diffusion.modules.host.h_space import Capture, HSpaceTap, with_first_patch
 from frozen_diffusion.modules.host.motion import apply_motion, hold_motion
 from frozen_diffusion.modules.hspace.curve import parse_curve
@@ -189,6 +190,7 @@ def test_what_a_controlnet_adds_to_the_middle_belongs_to_h(controlled):
 
     capture, recording = Capture(1, (SIZE, SIZE)), model.clone()
     recording.model_options = with_first_patch(model.model_options, HSpaceTap(capture))
+    know_roles(recording)
     go(recording, comfy_sampler("euler"))
     recorded = capture.take()["h"]
     assert len(residuals) == 1 and residuals[0].norm() > 1e-3 * before[0].norm()
