@@ -4,6 +4,31 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 ORIGIN = ("prompt", "latent")
+SAME_SIZE = 0.01            # relative difference of two models' sizes that rounding makes at most
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two identities of a model's weights may be of the same weights (host/weights.py says what they hold).
+
+    Precision changes neither signs, but for those of the smallest numbers, nor the size by more than rounding. Those of
+    files of an older version were others, which differed with the precision: one of them may be of any new one.
+    """
+    if not (tells_weights(one) and tells_weights(other)):
+        return one == other or tells_weights(one) or tells_weights(other)
+    (*halves, size), (*others, its_size) = (name.replace(":", ".", 1).split(".", 2) for name in (one, other))
+    return (any(a == b for a, b in zip(halves, others, strict=True))
+            and abs(float(size) - float(its_size)) <= SAME_SIZE * float(size))
+
+
+def tells_weights(name: str) -> bool:
+    """Whether an identity can be compared with that of a MODEL."""
+    return ":" in name
+
+
+def different_models(abouts: Sequence[Mapping[str, str]]) -> bool:
+    """Whether files tell of more than one model, as far as they say."""
+    names = [about["model"] for about in abouts if "model" in about]
+    return not all(same_model(names[0], name) for name in names)
 
 
 def about_all(abouts: Sequence[Mapping[str, str]]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..about import about_all
+from ..about import about_all, different_models
 from .basis import LatentBasis
 from .global_basis import global_basis
 from .transport import Carried, transport
@@ -42,7 +42,7 @@ def mean_basis(bases: Sequence[LatentBasis]) -> LatentBasis:
     if len({basis.V.shape[1:] for basis in bases}) > 1:
         raise ValueError("The bases belong to latents of different shapes: " + ", ".join(
             str(list(basis.V.shape[1:])) for basis in bases) + ". Compute them at one size.")
-    if len({basis.about["model"] for basis in bases if "model" in basis.about}) > 1:
+    if different_models([basis.about for basis in bases]):
         raise ValueError("The bases belong to different models, or to one with other LoRAs. Compute them on the same.")
     if max(abs(basis.t - first.t) for basis in bases) > 1:
         raise ValueError("The bases belong to different timesteps: " + ", ".join(f"{basis.t:.0f}" for basis in bases) +

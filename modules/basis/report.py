@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..about import different_models
 from ..frame_sheet import frame_sheet, to_image
 from ..plot import as_image, line_plot, matrix_plot, stacked
 from .basis import LatentBasis
@@ -87,7 +88,7 @@ def transport_text(source: LatentBasis, target: LatentBasis, found: Carried) -> 
     """How much of a direction exists at the target, as a traffic light."""
     light = "red: little of it exists there" if found.weak else "green" if found.coverage > GREEN else "amber"
     text = f"coverage {found.coverage:.2f} ({light})"
-    if len({basis.about["model"] for basis in (source, target) if "model" in basis.about}) > 1:
+    if different_models([source.about, target.about]):
         text += "\nNote: the two bases were computed on different models, or with other LoRAs."
     return text
 

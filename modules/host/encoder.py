@@ -6,7 +6,7 @@ is called with what was recorded: LoRAs are merged into it, attention and block 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import comfy.model_management
 import comfy.ops
@@ -21,7 +21,8 @@ from .calls import without_guidance
 from .h_space import check_bottleneck
 from .inversion import guider_of
 from .motion import KEY as MOTION
-from .private_unet import PREFIX, attend, merged_weights
+from .private_unet import attend
+from .weights import PREFIX, merged_weights
 
 ENCODER = ("input_blocks.", "middle_block.", "time_embed.", "label_emb.")
 QUERIES, LEAST_QUERIES = 1024, 32   # of plain attention at once: it keeps queries x keys x heads numbers
@@ -36,6 +37,7 @@ class RecordedCall:
         x: [1, C, h, w] in the variance-preserving scale.
         held: [1, C', h, w] further channels of an inpainting model, which stay as they are; C' may be 0.
         adapter: what T2I-Adapters add to the encoder's blocks, from the first on.
+        hooked: patches of weights by the hooks on the prompt, by key.
     """
     x: Tensor
     held: Tensor
@@ -44,6 +46,7 @@ class RecordedCall:
     y: Tensor | None
     adapter: tuple[Tensor | None, ...]
     options: Mapping
+    hooked: Mapping[str, list] = field(default_factory=dict)
 
 
 class OneCall(comfy.samplers.Sampler):
@@ -69,7 +72,8 @@ def record_call(model, positive, latent: Tensor, sigma: float) -> RecordedCall:
         options = {key: value for key, value in transformer_options.items() if key != "wrappers"}
         channels = latent.shape[1]
         seen.append(RecordedCall(_plain(x[:, :channels]), _plain(x[:, channels:]), _plain(timesteps), _plain(context),
-                                 None if y is None else _plain(y), tuple(adapter), options))
+                                 None if y is None else _plain(y), tuple(adapter), options,
+                                 model.get_combined_hook_patches(model.current_hooks)))
         return torch.zeros_like(x[:, :channels])
 
     model = without_guidance(model)
@@ -144,15 +148,18 @@ class Encoder:
         return forward_timestep_embed(unet.middle_block, h, emb, call.context, options)
 
 
-def copy_encoder(model) -> UNetModel:
-    """The MODEL's U-Net in fp32 on the host's device without its decoder, LoRA patches merged in, frozen."""
+def copy_encoder(model, hooked: Mapping[str, list] | None = None) -> UNetModel:
+    """The MODEL's U-Net in fp32 on the host's device without its decoder, frozen; `hooked` of a call's hooks.
+
+    Raises ValueError for a MODEL whose weights cannot be read (`merged_weights`).
+    """
     config = {**model.model.model_config.unet_config, "dtype": torch.float32}
     names = [key for key in model.get_key_patches(PREFIX) if key.removeprefix(PREFIX).startswith(ENCODER)]
     with torch.inference_mode(False), torch.no_grad():
         unet = UNetModel(**config, device="meta", operations=comfy.ops.disable_weight_init)
         unet.output_blocks, unet.out = torch.nn.ModuleList(), torch.nn.Identity()
-        unet.load_state_dict({key.removeprefix(PREFIX): weight for key, weight in merged_weights(model, names).items()},
-                             assign=True)
+        weights = merged_weights(model, names, hooked)
+        unet.load_state_dict({key.removeprefix(PREFIX): weight for key, weight in weights.items()}, assign=True)
         device = comfy.model_management.get_torch_device()
         size = sum(weight.numel() * weight.element_size() for weight in unet.parameters())
         comfy.model_management.free_memory(ROOM * size, device)

@@ -8,8 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
-from weakref import WeakKeyDictionary
 
 import comfy.model_patcher
 import comfy.model_sampling
@@ -18,10 +16,11 @@ import torch.nn.functional as F
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
+from ..about import same_model, tells_weights
 from ..hspace.slerp import angles, inject, norms
 from ..hspace.trace import FAR, H, HTrace, TraceError, check_channels, skip
 from .chunks import Chunk, chunks_of
-from .private_unet import PREFIX
+from .weights import hooks_identity, model_identity, same_hooks
 
 BOTH, COND, UNCOND = "both", "cond", "uncond"
 APPLY_TO = (BOTH, COND, UNCOND)
@@ -29,8 +28,6 @@ MASKED, NONE = "masked", "none"
 NORM_MODES = (MASKED, NONE)
 MODEL, STRICT, SHAPES = "model", "strict", "shapes only"
 CHECKS = (MODEL, STRICT, SHAPES)
-IDENTITIES: WeakKeyDictionary = WeakKeyDictionary()         # of models, by the host's names of their patches
-SAMPLE = 64                 # numbers of a weight that go into the identity
 OPPOSITE = 179.9            # degrees between features from which no way from one to the other is the shortest
 REPEATED = 1e-3             # relative distance of features up to which a call is the same one again
 
@@ -56,45 +53,6 @@ def check_deep_skips(model, deep_skips: int) -> None:
     if deep_skips > blocks:
         raise ValueError(f"deep_skips is {deep_skips}; the decoder of this MODEL takes {blocks} skips. Set it to "
                          f"{blocks} at most; those of full size are better left out.")
-
-
-def model_identity(model) -> str:
-    """A name of the U-Net with its LoRAs, from a sample of each weight and patch; the same on every machine."""
-    check_bottleneck(model)
-    known = IDENTITIES.setdefault(model.model, {})
-    if model.patches_uuid not in known:
-        known[model.patches_uuid] = hashed_identity(model)
-    return known[model.patches_uuid]
-
-
-def hashed_identity(model) -> str:
-    digest = blake2b(digest_size=8)
-    with torch.inference_mode(False), torch.no_grad():
-        for key, ((weight, _), *patches) in sorted(model.get_key_patches(PREFIX).items()):
-            take_in(digest, (key, weight.half(), patches))
-    return digest.hexdigest()
-
-
-def fingerprint(*tensors: Tensor | None) -> str:
-    """A name of latents or encoded prompts, by which a file tells what it was made from."""
-    digest = blake2b(digest_size=8)
-    for tensor in tensors:
-        digest.update(b"" if tensor is None else tensor.detach().half().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def take_in(digest, value) -> None:
-    """Hash the beginnings of tensors, and the numbers and names of the host's patches, not what is made of them: that
-    differs between machines."""
-    if isinstance(value, Tensor):
-        digest.update(value.detach().flatten()[:SAMPLE].float().cpu().numpy().tobytes())
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            take_in(digest, part)
-    elif hasattr(value, "weights"):             # the host's adapters
-        take_in(digest, (type(value).__name__, value.weights))
-    elif value is None or isinstance(value, (str, int, float)):
-        digest.update(repr(value).encode())
 
 
 @dataclass
@@ -259,11 +217,21 @@ def with_first_patch(model_options: Mapping, patch, after_run: bool = False) -> 
     return options
 
 
-def check_model(trace: HTrace, identity: str, check: str) -> None:
-    """Raises TraceError for a trace of another model, unless `check` allows it."""
-    if check != SHAPES and any(part.about.get("model") not in (None, identity) for part in trace.parts):
-        raise TraceError("The trace was recorded on another model (or with other LoRAs) than the one that is sampled. "
-                         "Record it with this MODEL, or set check to \"shapes only\" if you mean it.")
+def check_model(trace: HTrace, model, check: str, prompts: Sequence[Mapping] | None = None) -> None:
+    """Raises TraceError for a trace of another MODEL, unless `check` allows it.
+
+    prompts: options of the conditionings of the prompt, for the LoRA hooks on them; None: not known yet.
+    """
+    for about in [part.about for part in trace.parts if check != SHAPES and "model" in part.about]:
+        if not tells_weights(about["model"]):
+            logging.warning("Frozen Diffusion: the trace is of an older version of the pack; whether it was recorded "
+                            "on this MODEL cannot be checked.")
+            continue
+        hooks = about.get("hooks", "") if prompts is None else hooks_identity(prompts)
+        if not same_model(about["model"], model_identity(model)) or not same_hooks(about.get("hooks", ""), hooks):
+            raise TraceError("The trace was recorded on another model (or with other LoRAs, or LoRA hooks on its "
+                             "prompt) than the one that is sampled. Record it with this MODEL, or set check to "
+                             "\"shapes only\" if you mean it.")
 
 
 def check_steps(trace: HTrace, times: Sequence[float], check: str) -> None:

@@ -11,10 +11,11 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ..about import same_model
 from ..hspace.curve import Curve
 from ..hspace.steps import InjectionSettings, calibrated, draws, euler, injected_steps, sample_injected
 from ..hspace.trace import HTrace, TraceError
-from .calls import know_roles, with_roles
+from .calls import know_roles, prompts_of, with_roles
 from .h_space import (
     BOTH,
     MASKED,
@@ -24,11 +25,11 @@ from .h_space import (
     check_bottleneck,
     check_model,
     check_steps,
-    model_identity,
     with_first_patch,
 )
 from .motion import KEY as MOTION
 from .shared_encoder import SharedEncoder
+from .weights import model_identity
 
 REPORT, LIGHT = "frozen_h_space_report", "frozen_inject_h_space"
 FEW = 8                     # injected steps below which little can come of it
@@ -63,7 +64,7 @@ def sample_with_injection(model, x: Tensor, sigmas: Tensor, extra_args: dict | N
     guider, extra_args = model.inner_model, dict(extra_args or {})
     check_bottleneck(guider.model_patcher)
     levels, times = schedule_of(guider, sigmas)
-    check_model(request.trace, model_identity(guider.model_patcher), request.check)
+    check_model(request.trace, guider.model_patcher, request.check, prompts_of(guider))
     check_steps(request.trace, times, request.check)
     denoise = InjectedDenoiser(model, extra_args, levels, times, request)
     report = extra_args["model_options"].get("transformer_options", {}).get(REPORT)
@@ -157,7 +158,7 @@ def inject_h_space(model, trace: HTrace, gamma: Curve, t_edit: float = 400, appl
     Raises ValueError, TraceError; once more when a run begins, for what other nodes have changed since.
     """
     check_bottleneck(model)
-    check_model(trace, model_identity(model), check)
+    check_model(trace, model, check)
     model, light = model.clone(), LightInjection(trace, gamma, t_edit, apply_to, norm_mode, check, gamma_skips)
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, LIGHT, light.around_sampling)
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, LIGHT, light.around_model)
@@ -179,13 +180,13 @@ class LightInjection:
     def around_sampling(self, executor, noise: Tensor, latent_image: Tensor, sampler, sigmas: Tensor, *args, **kwargs):
         """OUTER_SAMPLE: check the trace against the MODEL and the steps as they are now."""
         guider = executor.class_obj
-        self.check_run(guider.model_patcher, sigmas)
+        self.check_run(guider.model_patcher, sigmas, prompts_of(guider))
         guider.model_options["transformer_options"][LIGHT] = set()
         return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
 
-    def check_run(self, model, sigmas: Tensor) -> None:
+    def check_run(self, model, sigmas: Tensor, prompts: Sequence[Mapping]) -> None:
         """Raises TraceError if the trace does not belong to a run of the MODEL over these noise levels."""
-        check_model(self.trace, model_identity(model), self.check)
+        check_model(self.trace, model, self.check, prompts)
         sampling = model.get_model_object("model_sampling")
         check_steps(self.trace, [float(sampling.timestep(sigma)) for sigma in sigmas[:-1]], self.check)
 
@@ -222,7 +223,7 @@ def sample_calibrated(model, x: Tensor, sigmas: Tensor, extra_args: dict | None 
     check_same_weights(guider.model_patcher, edited)
     levels, times = schedule_of(guider, sigmas)
     for light in edited.get_wrappers(WrappersMP.OUTER_SAMPLE, LIGHT):
-        light.__self__.check_run(edited, sigmas)
+        light.__self__.check_run(edited, sigmas, prompts_of(guider))
     options = with_roles(options_of_edit(extra_args["model_options"], guider.model_patcher, edited), guider)
     for step, (sigma, after) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
         at = x.new_full((len(x),), sigma)
@@ -239,7 +240,7 @@ def sample_calibrated(model, x: Tensor, sigmas: Tensor, extra_args: dict | None 
 
 def check_same_weights(patcher, edited) -> None:
     """Raises ValueError unless `edited` is the sampled MODEL with other patches of its calls only."""
-    if edited.model is not patcher.model or edited.patches_uuid != patcher.patches_uuid:
+    if edited.model is not patcher.model or not same_model(model_identity(edited), model_identity(patcher)):
         raise ValueError("edited_model is another model than the one that is sampled, or has other LoRAs. Connect a "
                          "MODEL that comes from the same one by nodes that change its calls, e.g. FreeU or Inject "
                          "h-Space.")

@@ -19,11 +19,10 @@ from .h_space import (
     HSpaceTap,
     check_bottleneck,
     check_deep_skips,
-    fingerprint,
-    model_identity,
     with_first_patch,
 )
 from .h_space_sampling import REPORT, InjectionReport
+from .weights import fingerprint, weights_told
 
 LEAST_SNR = 1e-5            # of the last noise level of an inversion: beyond it nothing of the picture is left
 
@@ -149,8 +148,8 @@ def invert(model, positive, latent: Tensor, steps: int, deep_skips: int = 0, ref
     if way_back:
         again = guider_of(model, positive).sample(zeros, noise, comfy.samplers.sampler_object("euler"), down,
                                                   callback=callback, disable_pbar=True, seed=0).to(device)
-    about = {"model": model_identity(model), "from": "inversion", "steps": str(steps), "latent": fingerprint(latent),
-             "prompt": fingerprint(*(text for text, _ in positive))}
+    about = {**weights_told(model, [options for _, options in positive]), "from": "inversion", "steps": str(steps),
+             "latent": fingerprint(latent), "prompt": fingerprint(*(text for text, _ in positive))}
     return Inversion(noise, recorder.trace(about), down, again)
 
 
@@ -204,9 +203,10 @@ def record_run(noise, guider, sampler, sigmas: Tensor, latent: dict, deep_skips:
     result = guider.sample(noise.generate_noise({**latent, "samples": samples}), samples,
                            RecordingSampler(sampler, recorder, report), sigmas, denoise_mask=latent.get("noise_mask"),
                            callback=callback, disable_pbar=True, seed=noise.seed)
-    about = {"model": model_identity(guider.model_patcher), "from": "sampling", "seed": str(noise.seed),
+    prompts = prompts_of(guider)
+    about = {**weights_told(guider.model_patcher, prompts), "from": "sampling", "seed": str(noise.seed),
              "steps": str(len(sigmas) - 1), "latent": fingerprint(samples),
-             "prompt": fingerprint(*(cond.get("cross_attn") for cond in prompts_of(guider)))}
+             "prompt": fingerprint(*(cond.get("cross_attn") for cond in prompts))}
     return result.to(comfy.model_management.intermediate_device()), recorder.trace(about), report
 
 

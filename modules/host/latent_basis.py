@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import comfy.model_management
 import comfy.samplers
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..about import different_models
 from ..basis.basis import LatentBasis, latent_basis
 from ..basis.directions import one_direction
 from ..basis.guidance import (
@@ -30,8 +31,8 @@ from ..basis.transport import prompt_direction, pull_direction
 from ..basis.triplets import Step
 from .calls import without_guidance
 from .encoder import Encoder, check_encodable, copy_encoder, record_call
-from .h_space import fingerprint, model_identity
 from .inversion import guider_of
+from .weights import fingerprint, hooks_identity, model_identity, same_hooks, weights_told
 
 LANCZOS, OFFICIAL = "lanczos", "official"
 SOLVERS = (LANCZOS, OFFICIAL)
@@ -72,7 +73,7 @@ def compute_basis(model, positive, latent: Tensor, sigmas: Tensor, request: Basi
     for step in steps:
         bar.update_absolute(min(step.products, total), max(total, step.products))
         say(f"{step.products} products; {angle_in_words(step.angle, step.residuals, step.converged)}")
-    about = {"model": model_identity(model), "solver": request.solver, "products": str(step.products),
+    about = {**weights_told(model, options_of(positive)), "solver": request.solver, "products": str(step.products),
              "converged": str(step.converged), "angle": f"{step.angle:.3g}", "masked": str(mask is not None),
              "derivative": "central differences" if jacobian.difference else "forward mode",
              "prompt": fingerprint(*(text for text, _ in positive)), "latent": fingerprint(latent)}
@@ -83,7 +84,7 @@ def encoder_of(model, positive, latent: Tensor, sigmas: Tensor) -> tuple[Encoder
     """(differentiable encoder, noise level) for a latent at sigmas[0]. Raises ValueError."""
     sigma = first_level(sigmas)
     call = record_call(model, positive, latent, sigma)
-    return Encoder(copy_encoder(model), call), sigma
+    return Encoder(copy_encoder(model, call.hooked), call), sigma
 
 
 def jacobian_of(encoder: Encoder, mask: Tensor | None = None, mask_space: str = IN_H) -> Jacobian:
@@ -95,6 +96,11 @@ def jacobian_of(encoder: Encoder, mask: Tensor | None = None, mask_space: str = 
             masks[f"{mask_space}_mask"] = F.interpolate(mask[:1, None].float().clone(), size, mode="area")[0, 0]
     return Jacobian(encoder.fused, encoder.x, push_f=encoder.plain, pull_f=encoder.fused, keep=True,
                     before=comfy.model_management.throw_exception_if_processing_interrupted, **masks)
+
+
+def options_of(conditioning) -> list[dict]:
+    """What a CONDITIONING says of its prompts besides their text."""
+    return [options for _, options in conditioning]
 
 
 def first_level(sigmas: Tensor) -> float:
@@ -156,16 +162,17 @@ def edit(model, positive, latent: Tensor, sigmas: Tensor, basis: LatentBasis, re
     rows = latent.repeat(len(pairs), 1, 1, 1)           # so that the host makes room for all of them
     guider = guider_of(without_guidance(model), positive)
     edited = guider.sample(torch.zeros_like(rows), rows, sampler, torch.tensor([sigma, 0.0]), disable_pbar=True, seed=0)
-    text = edit_text(pairs, sampler.drift, t) + notes(basis, model, t)
+    text = edit_text(pairs, sampler.drift, t) + notes(basis, model, positive, t)
     return edited.to(comfy.model_management.intermediate_device()), text
 
 
-def notes(basis: LatentBasis, model, t: float) -> str:
+def notes(basis: LatentBasis, model, positive, t: float) -> str:
     """Lines about a basis that was computed elsewhere than it is used."""
     text = ""
     if abs(t - basis.t) > 1:
         text += f"\nNote: the basis was computed at t {basis.t:.0f}, the latent is at {t:.0f}."
-    if basis.about.get("model") not in (None, model_identity(model)):
+    if different_models([basis.about, {"model": model_identity(model)}]) or not same_hooks(
+            basis.about.get("hooks", ""), hooks_identity(options_of(positive))):
         text += "\nNote: the basis was computed on another model, or with other LoRAs."
     return text
 
@@ -233,10 +240,10 @@ def direction_between(model, positive_a, positive_b, latent: Tensor, sigmas: Ten
     """
     sigma = first_level(sigmas)
     one, other = (record_call(model, positive, latent, sigma) for positive in (positive_a, positive_b))
-    encoder = Encoder(copy_encoder(model), one)
+    encoder = Encoder(copy_encoder(model, one.hooked), one)
+    towards = Encoder(copy_encoder(model, other.hooked) if one.hooked or other.hooked else encoder.unet, other)
     with torch.inference_mode(False), torch.no_grad():
-        before = encoder.fused(encoder.x)
-        difference = finite(replace(encoder, call=other).fused(encoder.x) - before, "The U-Net's h")[0]
+        difference = finite(towards.fused(encoder.x) - encoder.fused(encoder.x), "The U-Net's h")[0]
     if not difference.any():
         raise ValueError("Both prompts give the same h: there is nothing between them. Write two different prompts.")
     if basis is None:
@@ -245,6 +252,6 @@ def direction_between(model, positive_a, positive_b, latent: Tensor, sigmas: Ten
         found = prompt_direction(difference.cpu(), basis)
         v, told = found.v, f"coverage {found.coverage:.2f} of the basis"
     u = difference.cpu() / difference.norm().cpu()
-    about, t = {"model": model_identity(model), "solver": "prompt direction"}, timestep(model, sigma)
-    told = f"direction between two prompts: {told}" + ("" if basis is None else notes(basis, model, t))
+    about, t = {**weights_told(model, options_of(positive_a)), "solver": "prompt direction"}, timestep(model, sigma)
+    told = f"direction between two prompts: {told}" + ("" if basis is None else notes(basis, model, positive_a, t))
     return one_direction(v, u, t, sigma, about), told

@@ -2,11 +2,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 
-import comfy.lora
 import comfy.model_management
 import comfy.model_sampling as host
 import comfy.ops
@@ -24,8 +22,8 @@ from ..training.encoded import Text
 from .motion import KEY, MotionRun, motion_options, splice
 from .motion_schedule import set_schedule
 from .motion_splice import MotionSlot, pooled_groupnorm
+from .weights import PREFIX, merged_weights
 
-PREFIX = "diffusion_model."
 H_LAYER = -1                # of the bottleneck's two residual layers: HARIVO's DC loss reads the output of the last
 WATCHED_ATTENTIONS = 2      # of the decoder, the last ones: HARIVO's TRS loss as DPIDM has it
 
@@ -42,10 +40,10 @@ def check_trainable(model) -> None:
 
 
 def copy_unet(model) -> UNetModel:
-    """The U-Net of the MODEL `model` in fp32 on the CPU, its LoRA patches merged in, frozen.
+    """The U-Net of the MODEL `model` in fp32 on the CPU, with all that changes its weights merged in, frozen.
 
-    Reads the weights without patches, wherever the host keeps them at the moment, and writes nothing.
-    Raises ValueError for a MODEL that training cannot use (`check_trainable`).
+    Reads the weights wherever the host keeps them at the moment, and writes nothing. Raises ValueError for a MODEL that
+    training cannot use (`check_trainable`), or whose weights cannot be read (`merged_weights`).
     """
     check_trainable(model)
     config = {**model.model.model_config.unet_config, "dtype": torch.float32}
@@ -54,13 +52,6 @@ def copy_unet(model) -> UNetModel:
         copy = UNetModel(**config, device="meta", operations=comfy.ops.disable_weight_init)
         copy.load_state_dict({key.removeprefix(PREFIX): weight for key, weight in weights.items()}, assign=True)
     return copy.eval().requires_grad_(False)
-
-
-def merged_weights(model, keys: Iterable[str] | None = None) -> dict[str, Tensor]:
-    """Weights of the U-Net by their names, None = all, in fp32 on the CPU with LoRA patches merged in; reads only."""
-    with torch.inference_mode(False), torch.no_grad():
-        stored = model.get_key_patches(PREFIX)
-        return {key: _merged(key, *stored[key]) for key in (stored if keys is None else keys) if key in stored}
 
 
 def noise_levels(model, schedule: str) -> NoiseLevels:
@@ -202,10 +193,3 @@ def attend(default, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | 
         return default(q, k, v, heads, mask=mask, **kwargs)
     q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)               # [B, N, C]
-
-
-def _merged(key: str, stored: tuple, *patches: tuple) -> Tensor:
-    """A weight in fp32 with its patches, as a new tensor. stored: (weight, conversion) of the host."""
-    weight, convert = stored
-    plain = convert(weight.detach().to("cpu", copy=True), inplace=True).float()
-    return comfy.lora.calculate_weight(patches, plain, key)

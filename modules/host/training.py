@@ -14,6 +14,7 @@ import folder_paths
 import torch
 from torch import Tensor, nn
 
+from ..about import same_model, tells_weights
 from ..motion.module import MotionConfig, MotionModule, fresh_motion_module
 from ..motion.smoothness import check_videos
 from ..motion.temporal_lora import adapt_attentions, plain_state
@@ -30,6 +31,7 @@ from .demo import load_sprite_world
 from .motion import FAMILIES, LoadedMotion, check_family, hold_motion
 from .motion_schedule import AUTO
 from .private_unet import PrivateUNet, check_trainable, noise_levels
+from .weights import model_identity
 
 SAMPLE_STEPS, SAMPLE_CFG = 20, 5.0
 
@@ -44,6 +46,10 @@ class HostCodec:
         if clip is None or vae is None:
             raise ValueError("Training needs a VAE and a CLIP; connect those of your checkpoint. If it gives "
                              "no CLIP because it holds no text model, load one with Load CLIP.")
+        if getattr(clip, "apply_hooks_to_conds", None) is not None:
+            raise ValueError("The CLIP has hooks that would change the MODEL for each prompt (Set CLIP Hooks); a "
+                             "training has one model for all captions. Connect the CLIP from before that node, and "
+                             "load the LoRA with Load LoRA.")
         self.vae, self.clip = vae, clip
         ramp = torch.linspace(0, 255, 64).to(torch.uint8)
         probe = self.latents(torch.stack([ramp[:, None] + ramp, ramp.expand(64, 64),
@@ -127,6 +133,8 @@ class MotionTraining:
         self.prepare()
         recipe = self.recipe
         store = CheckpointStore(self.checkpoint, self.about()) if self.checkpoint else None
+        if store and store.exists() and self.is_image_model(then := store.facts()["about"].get("image model")):
+            store.about["image model"] = then
         if store and store.exists() and not self.resume:
             store.path.replace(store.path.with_suffix(".previous.safetensors"))
         self.losses = store.losses() if store else []
@@ -144,6 +152,13 @@ class MotionTraining:
             for record in steps:
                 self.losses.append(record.loss)
                 yield record
+
+    def is_image_model(self, then: str | None) -> bool:
+        """Whether a checkpoint's name of the image model is of this one: the weights in any precision, or, in files
+        from before, the first rows of the frozen copy."""
+        if then is None or not tells_weights(then):
+            return then == name_of_weights(self.predict.unet)
+        return same_model(then, model_identity(self.model))
 
     def batch(self, draw: int):
         comfy.model_management.throw_exception_if_processing_interrupted()
@@ -174,7 +189,7 @@ class MotionTraining:
                 "mapping network": str(self.config.mapping_width), "frame tokens": str(self.config.frame_tokens),
                 "TRS": f"{recipe.trs} from step {recipe.trs_from}", "DC": str(recipe.dc),
                 "LoRA rank": str(recipe.lora_rank),
-                "image model": name_of_weights(self.predict.unet)}
+                "image model": model_identity(self.model)}
 
     def sample(self) -> Tensor:
         """A clip of the averaged weights, the same noise every time. Returns [F, H, W, 3] in 0..1."""

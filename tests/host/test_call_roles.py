@@ -198,6 +198,22 @@ def test_guidance_beside_does_not_change_what_is_recorded(comfy, base, prompts_h
 
 
 @pytest.mark.fault("A2")
+@pytest.mark.parametrize("kind", [comfy_samplers.CFGGuider, Reversed])
+def test_an_attention_patch_that_mixes_rows_leaves_them_their_roles(comfy, base, kind):
+    """As normalised attention guidance does it: the prompt's rows are looked for by their index, and take of others."""
+    def mix(out, options):
+        rows = out.unflatten(0, (len(options["cond_or_uncond"]), -1))
+        return (rows + 0.5 * (rows - rows.flip(0))).flatten(0, 1)
+
+    mixing = base.clone()
+    mixing.set_model_attn1_output_patch(mix)
+    mixing.model_options["disable_cfg1_optimization"] = True
+    trace = recorded(comfy, plain(watched(mixing, calls := []), kind))
+    seen, = (h for _, context, hs in calls for text, h in zip(context, hs, strict=True) if text_of(text) == POSITIVE)
+    torch.testing.assert_close(trace.features["h"][0, 0].float(), seen, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.fault("A2")
 @each_guidance
 def test_guidance_beside_does_not_change_what_an_inversion_records(comfy, base, nodes):
     latent = torch.randn(1, 4, SIZE, SIZE, generator=stream("call roles", "picture"))

@@ -12,8 +12,9 @@ from comfy_extras.nodes_freelunch import FreeU
 from h_space_examples import PLAIN, SIZE, comfy_sampler, guider, injected, levels, record, run, with_hook
 
 from frozen_diffusion.modules.host.calls import KEY, NEGATIVE, PROMPT, CallRoles, know_roles
-from frozen_diffusion.modules.host.h_space import Capture, HSpaceTap, model_identity, with_first_patch
+from frozen_diffusion.modules.host.h_space import Capture, HSpaceTap, with_first_patch
 from frozen_diffusion.modules.host.inversion import invert
+from frozen_diffusion.modules.host.weights import model_identity
 from frozen_diffusion.modules.hspace.curve import parse_curve
 from frozen_diffusion.modules.hspace.steps import InjectionSettings
 from frozen_diffusion.modules.hspace.trace import HTrace, TraceError, masked

@@ -13,10 +13,11 @@ from h_space_examples import PLAIN, SIZE, comfy_sampler, guider, injected, level
 from motion_examples import TINY, random_motion
 from training_examples import preview_vae
 
-from frozen_diffusion.modules.host.h_space import Injection, model_identity
+from frozen_diffusion.modules.host.h_space import Injection
 from frozen_diffusion.modules.host.inversion import invert
 from frozen_diffusion.modules.host.motion import apply_motion, hold_motion
 from frozen_diffusion.modules.host.t_edit import calibrate
+from frozen_diffusion.modules.host.weights import model_identity
 from frozen_diffusion.modules.hspace.curve import parse_curve
 from frozen_diffusion.modules.hspace.steps import InjectionSettings
 from frozen_diffusion.modules.hspace.trace import HTrace, TraceError, beside, masked

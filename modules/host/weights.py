@@ -1,0 +1,157 @@
+"""Which weights does a MODEL have, with all that nodes put over them, and how a file names it.
+
+The host changes weights in four ways: patches (LoRA, merges), functions around a weight (the MODEL that Train LoRA
+hands out), hooks on prompts (Create Hook LoRA), and layers that are replaced while a run lasts (LoRA in bypass mode).
+The first three are read here; where the last one is met, reading is refused.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from hashlib import blake2b
+from weakref import WeakKeyDictionary
+
+import comfy.hooks
+import comfy.lora
+import torch
+from torch import Tensor, nn
+
+from ..about import same_model
+from .motion_splice import KEY as MOTION
+
+PREFIX = "diffusion_model."
+BYPASS = "bypass"           # in the name under which the host injects adapters that leave the weights as they are
+IDENTITIES: WeakKeyDictionary = WeakKeyDictionary()         # of models, by the host's names of their patches
+SAMPLE = 16                 # numbers of a tensor that go into an identity
+
+
+def check_readable(model) -> None:
+    """Raises ValueError for a MODEL whose layers are not those that its weights tell."""
+    if any(BYPASS in name for name in model.injections):
+        raise ValueError("The MODEL has a LoRA in bypass mode, which is not in its weights, so that they cannot be "
+                         "read here. Load the LoRA without bypass (Load LoRA).")
+
+
+def check_copyable(model) -> None:
+    """Raises ValueError for a MODEL of which a copy of the weights would be another network."""
+    check_readable(model)
+    others = [name for name in model.injections if name != MOTION]
+    others += [name for name, value in model.object_patches.items()
+               if f"{name}.".startswith(PREFIX) and not hasattr(value, "_orig_mod")]     # of torch.compile
+    if others:
+        raise ValueError(f"Another node has put layers of its own into the MODEL ({', '.join(others)}), which a copy "
+                         "of its weights would not have. Connect the MODEL from before that node.")
+
+
+def merged_weights(model, keys: Iterable[str] | None = None, hooked: Mapping[str, list] | None = None
+                   ) -> dict[str, Tensor]:
+    """Weights of the U-Net by their names, None = all, in fp32 on the CPU, with all that changes them; reads only.
+
+    Args:
+        hooked: patches of the hooks of a prompt by key, as the host combines them.
+
+    Raises ValueError for a MODEL whose weights do not tell the network (`check_copyable`).
+    """
+    check_copyable(model)
+    with torch.inference_mode(False), torch.no_grad():
+        stored = model.get_key_patches(PREFIX)
+        return {key: _merged(key, stored, (hooked or {}).get(key, []), model.weight_wrapper_patches.get(key, []))
+                for key in (stored if keys is None else keys) if key in stored}
+
+
+def _merged(key: str, stored: Mapping[str, list], hooked: list, functions: list[Callable]) -> Tensor:
+    """A weight in fp32 as a layer would use it, as a new tensor. stored: [(weight, conversion), *patches] by key."""
+    (weight, convert), *patches = stored[key]
+    merged = convert(weight.detach().to("cpu", copy=True), inplace=True).float()
+    merged = comfy.lora.calculate_weight(patches, merged, key)
+    merged = comfy.lora.calculate_weight(hooked, merged, key, original_weights=dict(stored))
+    for function in functions:
+        own = next(function.parameters(), merged) if isinstance(function, nn.Module) else merged
+        merged = function(merged.to(own.device)).to("cpu", torch.float32)
+    return merged
+
+
+def model_identity(model) -> str:
+    """A name of the U-Net's weights with what changes them, the same on every machine and in every precision.
+
+    Compare by `about.same_model`. Raises ValueError where the weights cannot be read.
+    """
+    check_readable(model)
+    known = IDENTITIES.setdefault(model.model, {})
+    if model.patches_uuid not in known:
+        sketch = Sketch()
+        with torch.inference_mode(False), torch.no_grad():
+            for key, ((weight, _), *patches) in sorted(model.get_key_patches(PREFIX).items()):
+                sketch.take((key, weight, patches, model.weight_wrapper_patches.get(key)))
+        known[model.patches_uuid] = sketch.name()
+    return known[model.patches_uuid]
+
+
+def weight_hooks(conds: Iterable[Mapping]) -> list[comfy.hooks.WeightHook]:
+    """The hooks that change the U-Net's weights for conditionings, given by their options."""
+    groups = [cond["hooks"] for cond in conds if cond.get("hooks") is not None]
+    found = dict.fromkeys(hook for group in groups for hook in group.get_type(comfy.hooks.EnumHookType.Weight))
+    return [hook for hook in found if hook.weights and hook._strength_model]
+
+
+def hooks_identity(conds: Iterable[Mapping]) -> str:
+    """A name of what `weight_hooks` finds, "" if nothing."""
+    sketch, hooks = Sketch(), weight_hooks(conds)
+    for hook in hooks:
+        keyframes = [(keyframe.strength, keyframe.start_percent) for keyframe in hook.hook_keyframe.keyframes]
+        sketch.take((hook._strength_model, keyframes, sorted(hook.weights.items(), key=lambda entry: str(entry[0]))))
+    return sketch.name() if hooks else ""
+
+
+def same_hooks(one: str, other: str) -> bool:
+    """Whether two of `hooks_identity` are of the same hooks."""
+    return one == other or bool(one and other) and same_model(one, other)
+
+
+def weights_told(model, conds: Iterable[Mapping]) -> dict[str, str]:
+    """What a file keeps of the weights that a run with these conditionings has: "model", and "hooks" if there are."""
+    hooks = hooks_identity(conds)
+    return {"model": model_identity(model), **({"hooks": hooks} if hooks else {})}
+
+
+class Sketch:
+    """A short name of many tensors from a few numbers of each: the signs, which no precision changes, and the size.
+
+    Half precision makes nothing of the smallest numbers. So there are two digests, of every other number each, of which
+    one may differ.
+    """
+
+    def __init__(self):
+        self.digests, self.squares, self.count = (blake2b(digest_size=6), blake2b(digest_size=6)), 0.0, 0
+
+    def take(self, value) -> None:
+        """Tensors, the host's patches and adapters, modules, texts and numbers; of nested ones all."""
+        if isinstance(value, Tensor):
+            flat = value.detach().reshape(-1)
+            numbers = flat[::max(1, len(flat) // SAMPLE)][:SAMPLE].float().cpu()
+            self.squares, self.count = self.squares + numbers.double().square().sum().item(), self.count + len(numbers)
+            for digest, part in zip(self.digests, (numbers[::2], numbers[1::2]), strict=True):
+                digest.update((part > 0).numpy().tobytes())
+        elif isinstance(value, (list, tuple)):
+            for part in value:
+                self.take(part)
+        elif isinstance(value, nn.Module):      # a function around a weight
+            plain = {name: part for name, part in vars(value).items() if isinstance(part, (int, float, str))}
+            self.take((type(value).__name__, sorted(plain.items()), sorted(value.state_dict().items())))
+        elif hasattr(value, "weights"):         # the host's adapters
+            self.take((type(value).__name__, value.weights))
+        elif value is None or isinstance(value, (str, int, float)):
+            for digest in self.digests:
+                digest.update(repr(value).encode())
+
+    def name(self) -> str:
+        size = math.sqrt(self.squares / max(1, self.count))
+        return ".".join(digest.hexdigest() for digest in self.digests) + f":{size:.5g}"
+
+
+def fingerprint(*tensors: Tensor | None) -> str:
+    """A name of latents or encoded prompts, by which a file tells what it was made from."""
+    digest = blake2b(digest_size=8)
+    for tensor in tensors:
+        digest.update(b"" if tensor is None else tensor.detach().half().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
