@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from .calls import KEY, PROMPT, unknown_role
+from .context_windows import frames_of_call
 
 
 @dataclass(frozen=True)
@@ -33,19 +34,16 @@ class Chunk:
 
 
 def chunks_of(rows: int, options: Mapping) -> list[Chunk]:
-    """The parts of a call with so many rows, in their order. Knows the context windows of the host and of ADE.
+    """The parts of a call with so many rows, in their order.
 
-    Raises ValueError for a batch that does not divide into them.
+    Raises ValueError for a batch that does not divide into them, or into the frames of a context window.
     """
     kinds = options.get("cond_or_uncond") or [0]
     each, rest = divmod(rows, len(kinds))
     if rest:
         raise ValueError(f"The U-Net was called with {rows} rows for {len(kinds)} conditionings: another node changes "
                          "the batch inside of the model. Take it away.")
-    window = options.get("context_window")
-    other = (options.get("ad_params") or {}).get("sub_idxs")
-    index = other if window is None else window.index_list
-    items = tuple(index) if index is not None and len(index) == each else tuple(range(each))
+    items = frames_of_call(each, options)
     calls, uuids = options.get(KEY), options.get("uuids") or []
     known = uuids if len(uuids) == len(kinds) else [None] * len(kinds)      # a node has added rows of its own
     return [Chunk(None if calls is None else calls.roles.get(uuid), slice(number * each, (number + 1) * each), items,

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import comfy.controlnet
 import torch
 
+from .context_windows import frames_of_call
+
 
 def parse_frames(text: str, count: int, name: str = "frames") -> list[int]:
     """Frame numbers such as "0, 7, -1" for a clip of `count` frames; negative ones count from the end.
@@ -54,8 +56,7 @@ class FrameControl(comfy.controlnet.ControlBase):
         if self.previous_controlnet is not None:
             previous = self.previous_controlnet.get_control(x_noisy, t, cond, batched_number, transformer_options)
         rows = x_noisy.shape[0] // batched_number
-        window = transformer_options.get("context_window")
-        numbers = [row % self.frames for row in range(rows)] if window is None else list(window.index_list)
+        numbers = [frame % self.frames for frame in frames_of_call(rows, transformer_options)]
         strengths = torch.tensor([self.strengths.get(number, 0.0) for number in numbers])
         if not strengths.any():
             return previous

@@ -4,7 +4,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from copy import copy
 from dataclasses import dataclass, replace
 
 import comfy.model_management
@@ -20,6 +19,7 @@ from ..motion.module import MotionConfig, MotionModule
 from .batch_of_clips import clips_of
 from .calls import know_roles
 from .chunks import chunks_of
+from .context_windows import frames_of_call, window_length, windows_over_batch
 from .motion_schedule import AUTO, set_schedule
 from .motion_splice import (
     KEY,
@@ -192,9 +192,9 @@ class MotionSampling:
         """OUTER_SAMPLE: check the request, prepare the run, leave the U-Net clean however the run ends."""
         guider = executor.class_obj
         options, unet = guider.model_options["transformer_options"], guider.model_patcher.model.diffusion_model
-        options[KEY] = self.prepare(noise, guider)
         if handler := guider.model_options.get("context_handler"):
             guider.model_options = {**guider.model_options, "context_handler": windows_over_batch(handler)}
+        options[KEY] = self.prepare(noise, guider)
         with alone(unet, self.source):
             try:
                 return executor(noise, *args, **kwargs)
@@ -204,6 +204,11 @@ class MotionSampling:
 
     def prepare(self, noise: Tensor, guider) -> MotionRun:
         """The settings of a run from noise [(b f), C, H, W]. Raises ValueError for clips that cannot be made."""
+        if noise.ndim != 4:
+            raise ValueError(f"The latent has {noise.ndim} dimensions, {list(noise.shape)}: it is that of a video "
+                             "model, as Empty HunyuanVideo 1.0 Latent and the like make it. This MODEL is an image "
+                             "model with a motion module, to which the frames of a clip are a batch of pictures (4 "
+                             "dimensions). Use Empty Latent Image with batch_size = the number of frames.")
         batch, clip = len(noise), clips_of(noise, self.frames_per_clip).shape[1]
         window = window_length(guider.model_options, batch)
         if window and clip != batch:
@@ -266,9 +271,7 @@ class MotionSampling:
 
 def moments(frames: int, fps: float, transformer_options: Mapping) -> Tensor:
     """Seconds [frames] from the beginning of the whole clip, also inside one of the host's context windows."""
-    window = transformer_options.get("context_window")
-    index = torch.arange(frames) if window is None else torch.tensor(window.index_list)
-    return index / fps
+    return torch.tensor(frames_of_call(frames, transformer_options)) / fps
 
 
 def run_of_call(run: MotionRun, rows: int, transformer_options: Mapping) -> MotionRun:
@@ -282,42 +285,6 @@ def run_of_call(run: MotionRun, rows: int, transformer_options: Mapping) -> Moti
     highest, lowest = run.sigmas
     sigma = float(transformer_options["sigmas"][0])
     return replace(run, frames=frames, strength=run.strength if lowest <= sigma <= highest else 0.0)
-
-
-def windows_over_batch(handler):
-    """A copy of the host's context handler for frames as the batch.
-
-    The host looks for its step by comparing its list of noise levels with the batch's, whose lengths differ then; and
-    of a conditioning with a row for every frame it gives each window the first rows.
-    """
-    handler, kind = copy(handler), type(handler)
-    handler.set_step = lambda timestep, model_options: kind.set_step(handler, timestep[:1], model_options)
-
-    def get_resized_cond(conds, x, window, *args, **kwargs):
-        resized = kind.get_resized_cond(handler, conds, x, window, *args, **kwargs)
-        return resized and [rows_of_window(cond, len(x), window) for cond in resized]
-
-    if handler.dim == 0:
-        handler.get_resized_cond = get_resized_cond
-    return handler
-
-
-def rows_of_window(cond: Mapping, frames: int, window) -> dict:
-    """A conditioning with those rows of its inputs to the U-Net that belong to a window, where it has one a frame."""
-    def rows(value):
-        found = getattr(value, "cond", None)
-        if not isinstance(found, Tensor) or len(found) != frames:
-            return value
-        return value._copy_with(window.get_tensor(found, found.device))
-
-    return {**cond, "model_conds": {name: rows(value) for name, value in cond["model_conds"].items()}}
-
-
-def window_length(model_options: Mapping, batch: int) -> int:
-    """Frames in one of the host's context windows, 0 if the batch is sampled whole."""
-    handler = model_options.get("context_handler")
-    length = getattr(handler, "context_length", 0) if getattr(handler, "dim", None) == 0 else 0
-    return length if batch > length else 0
 
 
 def has_many_hints(cond: Mapping) -> bool:

@@ -9,6 +9,7 @@ import frozen_diffusion
 from frozen_diffusion.modules.host.boot import boot_comfyui
 
 from .server import finish
+from .workflow import default_of, inputs_of, is_widget
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,29 @@ class HostInProcess:
         return node if isinstance(node, type) else self.nodes.NODE_CLASS_MAPPINGS[node]
 
     def run(self, node: str | type, **inputs) -> tuple:
-        """Execute one node, under inference mode as the host does; returns the values of its outputs."""
+        """Execute one node, under inference mode as the host does; returns the values of its outputs.
+
+        Nodes of the host get the defaults of their widgets, as from the page: newer hosts have more of them. Ours do
+        not, since a prompt sent by hand may leave them out.
+        """
         import torch
         node = self.node(node)
+        if node not in self.pack:
+            inputs = {**page_defaults(node), **inputs}
         with torch.inference_mode():
             if hasattr(node, "GET_SCHEMA"):
                 output = node.PREPARE_CLASS_CLONE(None).EXECUTE_NORMALIZED(**inputs)
                 return tuple(output.result or ())
             output = getattr(node(), node.FUNCTION)(**inputs)
             return tuple(output["result"] if isinstance(output, dict) else output)
+
+
+def page_defaults(node: type) -> dict:
+    """The values that the page sends for a node which has just been added, by input name."""
+    listed = node.INPUT_TYPES()
+    schema = {"input": listed, "input_order": {part: list(inputs) for part, inputs in listed.items()}}
+    return {name: default_of(kind, options, schema, name) for name, kind, options in inputs_of(schema)
+            if is_widget(kind, options)}
 
 
 def start(output: Path) -> HostInProcess:
