@@ -138,7 +138,7 @@ def train_motion_module() -> Template:
                       clips=["clips", 0], steps=200, learning_rate=5e-4, batch_size=2, accumulate=1, beta_schedule="keep",
                       gradient_checkpointing=False, sample_every=50, checkpoint="sprite_example",
                       sample_prompt="a large dog in the middle of a blue plain background, moving left"),
-        "losses": node("LossGraphNode", loss=["train", 1], filename_prefix="frozen_diffusion/loss"),
+        "losses": node("LossGraphNode", loss=["train", 1], filename_prefix="frozen_diffusion_loss"),
         "sheet": node("FrozenFrameSheet", frames=["train", 2], columns=8, every=1),
         "save": node("FrozenSaveMotionModule", motion_module=["train", 0],
                      filename_prefix="motion_modules/sprite_example", licence="", train_data=""),
