@@ -33,8 +33,9 @@ class FrozenLoadMotionModule(io.ComfyNode):
                     tooltip="A file in models/animatediff_models, or one that comes with this pack."),
             ],
             outputs=[
-                MotionModuleType.Output("motion_module", tooltip="For the node Apply Motion Module."),
-                io.String.Output("report", tooltip="Family, clip length, schedule, warnings."),
+                MotionModuleType.Output("motion_module", "FROZEN_MOTION_MODULE",
+                                        tooltip="For the node Apply Motion Module."),
+                io.String.Output("report", "STRING", tooltip="Family, clip length, schedule, warnings."),
             ])
 
     @classmethod
@@ -134,7 +135,7 @@ class FrozenSaveMotionModule(io.ComfyNode):
                     "train_data", default="",
                     tooltip="What it was trained on, kept in the file. Empty: as the module came."),
             ],
-            outputs=[io.String.Output("path", tooltip="The file that was written.")],
+            outputs=[io.String.Output("path", "STRING", tooltip="The file that was written.")],
             is_output_node=True)
 
     @classmethod

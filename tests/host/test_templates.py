@@ -60,7 +60,19 @@ def test_template_runs(name, server):
 
 
 def test_the_files_are_made_from_their_source(server, tmp_path):
-    """workflows/*.json are what testhost.templates writes; run PYTHONPATH=tests python -m testhost.templates."""
-    written = {path.name: json.loads(path.read_text()) for path in write_all(tmp_path, server.object_info())}
+    """workflows/*.json are what testhost.templates writes; run PYTHONPATH=tests python -m testhost.templates.
+
+    They are written on the development host. Where core nodes have gained inputs, what would be queued is the same.
+    """
+    info = server.object_info()
+    written = {path.name: json.loads(path.read_text()) for path in write_all(tmp_path, info)}
     there = {path.name: json.loads(path.read_text()) for path in (PACK / "workflows").glob("*.json")}
-    assert there == written
+    assert there.keys() == written.keys()
+    for name in there:
+        if [names_of(node) for node in there[name]["nodes"]] == [names_of(node) for node in written[name]["nodes"]]:
+            assert there[name] == written[name]
+        assert api_graph(there[name], info) == api_graph(written[name], info)
+
+
+def names_of(node: dict) -> list[str]:
+    return [entry["name"] for entry in node["inputs"]]

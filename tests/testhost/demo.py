@@ -34,7 +34,7 @@ def reporter(graph: dict, object_info: dict) -> Callable[[str, dict], None]:
 
 
 def run_template(server: Server, path: Path) -> list[Path]:
-    """Queue one template as its page would; returns the files it made. Raises as Server.submit does."""
+    """Queue one template as its page would; returns the files it made. Raises as Server.submit and api_graph do."""
     graph = api_graph(json.loads(path.read_text(encoding="utf-8")), server.object_info())
     return server.files(server.submit(graph, on_message=reporter(graph, server.object_info()), seconds=1800))
 
@@ -45,7 +45,7 @@ def demo(server: Server, path: Path) -> int:
     print(f"running {path.relative_to(PACK)}", flush=True)
     try:
         files = run_template(server, path)
-    except (PromptRejected, ExecutionFailed) as error:
+    except (PromptRejected, ExecutionFailed, ValueError) as error:     # the last: saved values that do not fit
         print(f"it failed: {error}", file=sys.stderr)
         return 1
     print(f"done in {time.monotonic() - began:.0f} s; made:")

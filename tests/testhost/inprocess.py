@@ -9,7 +9,7 @@ import frozen_diffusion
 from frozen_diffusion.modules.host.boot import boot_comfyui
 
 from .server import finish
-from .workflow import default_of, inputs_of, is_widget
+from .workflow import DYNAMIC, default_of, inputs_of, is_widget
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,15 @@ class HostInProcess:
                 output = node.PREPARE_CLASS_CLONE(None).EXECUTE_NORMALIZED(**inputs)
                 return tuple(output.result or ())
             output = getattr(node(), node.FUNCTION)(**inputs)
-            return tuple(output["result"] if isinstance(output, dict) else output)
+            return tuple(output.get("result", ()) if isinstance(output, dict) else output)
 
 
 def page_defaults(node: type) -> dict:
     """The values that the page sends for a node which has just been added, by input name."""
     listed = node.INPUT_TYPES()
     schema = {"input": listed, "input_order": {part: list(inputs) for part, inputs in listed.items()}}
-    return {name: default_of(kind, options, schema, name) for name, kind, options in inputs_of(schema)
-            if is_widget(kind, options)}
+    return {name: default_of(kind, options) for name, kind, options in inputs_of(schema)
+            if is_widget(kind, options) and kind != DYNAMIC}
 
 
 def start(output: Path) -> HostInProcess:

@@ -47,22 +47,29 @@ def columns(graph: Mapping) -> dict[str, int]:
     return depth
 
 
+def leaf(name: str) -> str:
+    """An input's name without that of the dynamic combo which newer hosts have put it under."""
+    return name.rpartition(".")[2]
+
+
 def node_of(key: str, node: Mapping, schema: Mapping) -> dict:
     """One node of the page, still without place and links."""
-    sockets, widgets, values, long_texts = [], [], [], 0
-    for name, kind, options in inputs_of(schema):
+    sockets, widgets, values, long_texts, choices = [], [], [], 0, {}
+    for name, kind, options in inputs_of(schema, choices):
         entry = {"name": name, "type": kind, "link": None}
         optional = name in schema["input"].get("optional", {})
         if not is_widget(kind, options):
             sockets.append(entry | ({"shape": 7} if optional else {}))
             continue
         widgets.append(entry | {"widget": {"name": name}})
-        given = node["inputs"].get(name)
+        given = node["inputs"].get(name, node["inputs"].get(leaf(name)))
         unset = given is None or isinstance(given, (list, tuple))
-        values.append(default_of(kind, options, schema, name) if unset else given)
+        choices[name] = default_of(kind, options) if unset else given
+        values.append(choices[name])
         values += extra_values(name, kind, options)
         long_texts += bool(options.get("multiline"))
-    unknown = node["inputs"].keys() - {entry["name"] for entry in sockets + widgets}
+    names = {entry["name"] for entry in sockets + widgets}
+    unknown = node["inputs"].keys() - names - set(map(leaf, names))
     if unknown:
         raise ValueError(f"{node['class_type']} ({key}) has no input {', '.join(sorted(unknown))}")
     outputs = [{"name": name, "type": kind, "links": [], "slot_index": slot}

@@ -3,18 +3,39 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+DYNAMIC = "COMFY_DYNAMICCOMBO_V3"       # of newer hosts: each choice has inputs of its own, named with a dot
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", DYNAMIC}
 VIRTUAL = {"Note", "MarkdownNote", "Reroute", "PrimitiveNode"}      # the page's own: the server has none
 UPLOADS = ("image_upload", "animated_image_upload", "video_upload", "audio_upload")
 MUTED, BYPASSED = 2, 4
 
 
-def inputs_of(schema: Mapping) -> Iterator[tuple[str, str, dict]]:
-    """(name, type, options) of every input, in the page's order. A list of choices has the type COMBO."""
+def inputs_of(schema: Mapping, values: Mapping | None = None) -> Iterator[tuple[str, str, dict]]:
+    """(name, type, options) of every input, in the page's order. A list of choices has the type COMBO.
+
+    With `values`, the inputs of a dynamic combo's choice follow it: the choice is looked up by the combo's name after
+    the combo has been yielded, so the reader may fill `values` as it goes; its first one if it is not there.
+    """
     for part in ("required", "optional"):
         for name in schema.get("input_order", {}).get(part, []):
-            kind, options = (*schema["input"][part][name], {})[:2]
-            yield name, "COMBO" if isinstance(kind, list) else kind, options
+            yield from expanded(name, schema["input"][part][name], values)
+
+
+def expanded(name: str, entry: list | tuple, values: Mapping | None) -> Iterator[tuple[str, str, dict]]:
+    """One input, and those of its choice if it is a dynamic combo."""
+    kind, options = (*entry, {})[:2]
+    if isinstance(kind, list):
+        kind, options = "COMBO", {**options, "options": kind}
+    yield name, kind, options
+    if kind == DYNAMIC and values is not None:
+        key = values.get(name, default_of(kind, options))
+        choice = next((option for option in options["options"] if option["key"] == key), None)
+        if choice is None:
+            raise ValueError(f"{name} is {key!r}, but its choices are "
+                             f"{', '.join(option['key'] for option in options['options'])}.")
+        for part in ("required", "optional"):
+            for inner, inner_entry in choice["inputs"].get(part, {}).items():
+                yield from expanded(f"{name}.{inner}", inner_entry, values)
 
 
 def is_widget(kind: str, options: Mapping) -> bool:
@@ -34,12 +55,12 @@ def widget_values(schema: Mapping, saved: list | Mapping) -> dict:
     if isinstance(saved, Mapping):
         return dict(saved)
     values, rest, missing = {}, list(saved), []
-    for name, kind, options in inputs_of(schema):
+    for name, kind, options in inputs_of(schema, values):
         if is_widget(kind, options):
             if rest:
                 values[name] = rest.pop(0)
-            elif "default" in options or kind == "COMBO":
-                values[name] = default_of(kind, options, schema, name)
+            elif "default" in options or kind in ("COMBO", DYNAMIC):
+                values[name] = default_of(kind, options)
             else:
                 missing.append(name)
             del rest[:len(extra_values(name, kind, options))]
@@ -49,15 +70,14 @@ def widget_values(schema: Mapping, saved: list | Mapping) -> dict:
     return values
 
 
-def default_of(kind: str, options: Mapping, schema: Mapping, name: str):
+def default_of(kind: str, options: Mapping):
     """The value that the page gives a new widget."""
     if "default" in options:
         return options["default"]
-    if kind == "COMBO":
-        listed = next(part[name][0] for part in schema["input"].values() if name in part)
-        choices = listed if isinstance(listed, list) else options.get("options", [])
-        return choices[0] if choices else None
-    return {"INT": 0, "FLOAT": 0.0, "STRING": "", "BOOLEAN": False}[kind]
+    choices = options.get("options") or [None]
+    if kind == DYNAMIC:
+        return choices[0]["key"]
+    return {"COMBO": choices[0], "INT": 0, "FLOAT": 0.0, "STRING": "", "BOOLEAN": False}[kind]
 
 
 class Workflow:

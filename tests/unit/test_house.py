@@ -187,6 +187,27 @@ def test_saved_values_are_counted():
         Workflow({"nodes": [{"id": 1, "type": "Gone"}], "links": []}, INFO).api()
 
 
+def test_a_choice_brings_its_own_inputs():
+    """A dynamic combo's values are saved in the order in which the page shows them, and sent under dotted names."""
+    quality = {"required": {"crf": ["INT", {"default": 23}], "video": ["VIDEO"]}}
+    codec = ["COMFY_DYNAMICCOMBO_V3", {"options": [{"key": "auto", "inputs": {"required": {}}},
+                                                   {"key": "h264", "inputs": quality}]}]
+    kind = ["COMFY_DYNAMICCOMBO_V3", {"options": [{"key": "gif", "inputs": {"optional": {"loop": ["BOOLEAN", {}]}}},
+                                                  {"key": "mp4", "inputs": {"required": {"codec": codec}}}]}]
+    save = schema("Save", {"images": ["IMAGE"], "format": kind, "name": ["STRING", {"default": "clip"}]}, outputs=())
+    assert widget_values(save, ["mp4", "h264", 30, "dog"]) == {
+        "format": "mp4", "format.codec": "h264", "format.codec.crf": 30, "name": "dog"}
+    assert widget_values(save, ["mp4"]) == {"format": "mp4", "format.codec": "auto", "name": "clip"}
+    assert widget_values(save, ["gif", True]) == {"format": "gif", "format.loop": True, "name": "clip"}
+    with pytest.raises(ValueError, match="format is 'avi', but its choices are gif, mp4"):
+        widget_values(save, ["avi"])
+    graph = {"make": GRAPH["one"], "save": {"class_type": "Save", "inputs": {
+        "images": ["make", 0], "format": "mp4", "codec": "h264", "name": "dog"}}}      # named as on an older host
+    info = INFO | {"Save": save}
+    assert api_graph(ui_workflow(graph, info), info)["2"]["inputs"] == {
+        "images": ["1", 0], "format": "mp4", "format.codec": "h264", "format.codec.crf": 23, "name": "dog"}
+
+
 def test_benchmarks_are_found_by_name(tmp_path, monkeypatch, capsys):
     """`bench some-name` runs tests/bench/some_name.py and ends with one JSON object."""
     from frozen_diffusion.modules import cli
