@@ -1,7 +1,8 @@
 # make demo | ui | test | bench NAME=... | lint -- each works alone, on a fresh clone with Python 3.10+, git and make.
+# COMFYUI_PATH=... behind any of them takes that ComfyUI instead of the one fetched here.
 PYTHON ?= python3
-VENV := .venv/bin/python
 INSTALL := $(PYTHON) tests/testhost/install.py
+VENV = $(shell COMFYUI_PATH='$(COMFYUI_PATH)' $(INSTALL) --which 2>/dev/null)
 
 .PHONY: help demo ui test bench lint
 

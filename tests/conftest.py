@@ -4,7 +4,16 @@ from pathlib import Path
 
 import pytest
 
+from frozen_diffusion.modules.host.boot import find_comfyui
+from testhost.server import version_of
+
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_report_header():
+    """Which ComfyUI the tests run against."""
+    comfyui = find_comfyui()
+    return f"ComfyUI: {version_of(comfyui)} in {comfyui}"
 
 
 def pytest_collection_modifyitems(items):

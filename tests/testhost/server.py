@@ -4,6 +4,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -60,6 +61,13 @@ def link_pack() -> tuple[str, list[str]]:
     paths = LINK / "extra_model_paths.yaml"
     paths.write_text(EXTRA_PATHS)
     return NAME, ["--extra-model-paths-config", str(paths)]
+
+
+def version_of(comfyui: Path) -> str:
+    """The version that a ComfyUI tree gives itself."""
+    file = comfyui / "comfyui_version.py"
+    found = re.search(r'__version__ = "(.+)"', file.read_text()) if file.is_file() else None
+    return found[1] if found else "unknown"
 
 
 def finish(coroutine):
