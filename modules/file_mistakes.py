@@ -85,6 +85,16 @@ def check_format(path: Path, metadata: Mapping[str, str] | None, wanted: str, ve
     if metadata.get("format") != wanted:
         raise error(f"{path.name} is a safetensors file, but no {what}: its format is "
                     f"{metadata.get('format', 'not named')!r}. Choose a file that {node} wrote.")
-    if metadata.get("format_version") != version:
-        raise error(f"{path.name} is of version {metadata.get('format_version')} and this pack reads version "
-                    f"{version}. Update the pack.")
+    if problem := version_problem(metadata, version):
+        raise error(f"{path.name}: {problem}")
+
+
+def version_problem(metadata: Mapping[str, str], version: str) -> str | None:
+    """Why this pack does not read a file of ours with such metadata; None if it is of the version it reads."""
+    given = metadata.get("format_version")
+    if given == version:
+        return None
+    if given is not None and given.isdecimal() and int(given) > int(version):
+        return f"it is of version {given} and this pack reads version {version}. Update the pack."
+    return (f"format_version is {given!r} in its metadata; expected {version!r}. The file is damaged, or was changed "
+            "by hand: get it again.")

@@ -84,6 +84,14 @@ def basis_tensors(basis: LatentBasis) -> tuple[dict[str, Tensor], dict[str, str]
                      "about": json.dumps(dict(basis.about))}
 
 
+def _number(metadata: Mapping[str, str], name: str) -> float:
+    """A field of the metadata. Raises KeyError, or ValueError that names the field."""
+    try:
+        return float(metadata[name])
+    except ValueError as error:
+        raise ValueError(f"{name} is {metadata[name]!r} in its metadata, not a number") from error
+
+
 def read_basis(path: str | Path) -> LatentBasis:
     """Read a file of `basis_tensors`.
 
@@ -96,8 +104,8 @@ def read_basis(path: str | Path) -> LatentBasis:
     try:
         tensors = load_file(path)
         about = json.loads(metadata["about"])
-        basis = LatentBasis(*(tensors[name].float() for name in TENSORS), float(metadata["t"]),
-                            float(metadata["sigma"]), about)
+        basis = LatentBasis(*(tensors[name].float() for name in TENSORS), _number(metadata, "t"),
+                            _number(metadata, "sigma"), about)
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise BasisFileError(f"{path.name} is a damaged latent basis ({error}). Compute it "
                              "again.") from error

@@ -149,7 +149,7 @@ def read_trace(path: Path) -> HTrace:
         raise TraceError(f"{path.name} is no h-trace: {error}") from error
     check_format(path, metadata, FORMAT, VERSION, "h-trace", "Save h-Trace", TraceError)
     parts = []
-    for number, told in enumerate(json.loads(metadata["parts"])):
+    for number, told in enumerate(_described_parts(path, metadata)):
         own = {name.partition(".")[2]: value for name, value in tensors.items() if name.startswith(f"{number}.")}
         mask = own.pop("mask", None)
         if not all(value.isfinite().all() for value in own.values()):
@@ -159,6 +159,20 @@ def read_trace(path: Path) -> HTrace:
     if not parts or any(H not in part.features or len(part.times) != len(part.features[H]) for part in parts):
         raise TraceError(f"{path.name} is incomplete: features and steps do not agree. Record the trace again.")
     return replace(parts[0], others=tuple(parts[1:]))
+
+
+def _described_parts(path: Path, metadata: Mapping[str, str]) -> list[dict]:
+    """What a file's metadata say about each part of a trace. Raises TraceError naming the file and the field."""
+    try:
+        parts = json.loads(metadata["parts"])
+        for part in parts:
+            numbers = [*part["times"], part.get("threshold", 0.0), part["strength"]]
+            if not all(isinstance(number, int | float) for number in numbers) or not isinstance(part["about"], dict):
+                raise TypeError("a value is of another kind")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise TraceError(f"{path.name}: the field parts of its metadata cannot be read ({error}). The file is damaged, "
+                         "or was changed by hand: record the trace again.") from error
+    return parts
 
 
 def psnr(given: Tensor, again: Tensor) -> float:

@@ -1,6 +1,7 @@
 """Which family a motion module is of, and whether its weights are whole."""
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 
@@ -14,6 +15,7 @@ from .module import MotionConfig, MotionModule
 # What the configuration is read off.
 WIDEST = "down_blocks.{}.motion_modules.0.temporal_transformer.proj_in.weight"
 FIRST, QUERIES = MAPPING + "first.conv.weight", TOKENS + "queries"
+GROUPNORMS = ("per frame", "pooled")
 BETA_SCHEDULES = {"animatediff sdxl": "linear (AnimateDiff-SDXL)", "hotshotxl": "linear", "animatelcm": "lcm"}
 
 
@@ -23,8 +25,7 @@ def detect(weights: Mapping[str, Tensor], names: Names) -> MotionConfig:
     while (level := WIDEST.format(len(channels))) in weights:
         channels.append(sizes(weights, level, 2, 4)[0])
     if not channels:
-        raise MotionFileError(f"This is not a motion module: no temporal layer among its {len(names.dropped)}"
-                              f" entries ({some(names.dropped)}). Expected keys like {level}.")
+        raise MotionFileError(nothing_found(weights, names, level))
     lengths = {sizes(weights, name, 3)[1] for name in weights if name.endswith(CODES)}
     if len(lengths) != 1:
         raise MotionFileError(f"Its layers have position codes for different clip lengths ({sorted(lengths)} "
@@ -41,6 +42,19 @@ def detect(weights: Mapping[str, Tensor], names: Names) -> MotionConfig:
     kind = kind_of(config, names)
     return replace(config, kind=kind, beta_schedule=BETA_SCHEDULES.get(kind, "sqrt_linear"),
                    groupnorm="pooled" if kind == "animatediff v1" else "per frame")
+
+
+def nothing_found(weights: Mapping[str, Tensor], names: Names, expected: str) -> str:
+    """Why a state has no temporal layer where one is expected: none at all, or all under an unknown prefix."""
+    prefix, layer, _ = next((name.partition(expected) for name in weights if expected in name), ("", "", ""))
+    if layer:
+        return (f"The names of its {len(weights)} motion weights begin with {prefix!r}, which is not known; expected "
+                f"{expected}. Remove {prefix!r} from the names and save the file again.")
+    if weights:
+        return (f"This is not a whole motion module: {len(weights)} of its {names.entries} entries are named like "
+                f"temporal layers ({some(weights)}), but {expected} is missing.")
+    return (f"This is not a motion module: no temporal layer among its {names.entries} entries "
+            f"({some(names.dropped)}). Expected keys like {expected}.")
 
 
 def sizes(weights: Mapping[str, Tensor], name: str, *dimensions: int) -> torch.Size:
@@ -85,8 +99,29 @@ def from_metadata(config: MotionConfig, metadata: Mapping[str, str]) -> MotionCo
             raise MotionFileError(f"{key} is {said} by its metadata, but {seen} by its tensors ({name}). The file is "
                                   "damaged, or its metadata are of another file.")
     told = {key: metadata[key] for key in ("kind", "beta_schedule", "groupnorm") if key in metadata}
-    return replace(config, **told, fps=float(metadata.get("fps", config.fps)),
-                   frames=int(metadata.get("frames", config.frames)))
+    if told.get("groupnorm") not in (None, *GROUPNORMS):
+        raise wrong_field("groupnorm", told["groupnorm"], " or ".join(GROUPNORMS))
+    fps = number("fps", metadata, config.fps, float, "a number above 0")
+    frames = number("frames", metadata, config.frames, int, "a whole number, 0 if it is not known")
+    if not (fps > 0 and math.isfinite(fps)):
+        raise wrong_field("fps", metadata["fps"], "a number above 0")
+    if frames < 0:
+        raise wrong_field("frames", metadata["frames"], "a whole number, 0 if it is not known")
+    return replace(config, **told, fps=fps, frames=frames)
+
+
+def number(field: str, metadata: Mapping[str, str], default: float, kind: type, expected: str) -> float:
+    """A number of the metadata, `default` if it is not there. Raises MotionFileError naming the field."""
+    try:
+        return kind(metadata.get(field, default))
+    except ValueError as error:
+        raise wrong_field(field, metadata[field], expected) from error
+
+
+def wrong_field(field: str, given: str, expected: str) -> MotionFileError:
+    """The error for a value of the metadata that cannot be."""
+    return MotionFileError(f"{field} is {given!r} in its metadata; expected {expected}. The file is damaged, or was "
+                           "changed by hand: correct its metadata or get it again.")
 
 
 def check_shapes(config: MotionConfig, weights: Mapping[str, Tensor]) -> None:

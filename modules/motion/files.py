@@ -9,7 +9,7 @@ from pickle import UnpicklingError
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..file_mistakes import check_file, read_header
+from ..file_mistakes import check_file, read_header, version_problem
 from ..whole_file import write_whole
 from . import detect, keys
 from .mistakes import MotionFileError, name_other
@@ -67,6 +67,8 @@ def read_motion_state(state: Mapping, metadata: Mapping[str, str] | None = None
 
     Raises MotionFileError for anything that is not a whole motion module.
     """
+    if is_ours(metadata) and (problem := version_problem(metadata, VERSION)):
+        raise MotionFileError(problem)
     state = keys.unwrap(state)
     other = name_other(state)
     if other is not None:

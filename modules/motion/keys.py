@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .mistakes import MotionFileError
 from .transformer import sinusoids
 
 HARIVO = "harivo."              # before the names of all parts that AnimateDiff does not have
@@ -29,6 +30,10 @@ DIFFUSERS_NAMES = (     # (AnimateDiff, diffusers), inside one block
     ("ff_norm.", "norm3."),
     ("ff.", "ff."),
 )
+# What training scripts and torch's wrappers put around a state and before its names, in any nesting.
+CONTAINERS = ("state_dict", "model_state_dict", "unet_state_dict", "module", "model", "unet", "motion_module")
+PREFIXES = re.compile(r"(?:module\.|unet\.|model\.(?!diffusion_model\.)|motion_module\.)+")
+WRAPPERS = re.compile(r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 FRAMES_WITHOUT_CODES = {"animatediff": 64, "hotshotxl": 8, "diffusers": 32}     # AnimateLCM stores no codes
 
 
@@ -41,18 +46,38 @@ class Names:
         position_codes: whether the file stores them; if not, they were rebuilt as plain sinusoids.
         pia: whether the file has the nine-channel first convolution of PIA.
         dropped: names that are no motion weights, in file order.
+        entries: how many names the file has.
     """
     layout: str
     position_codes: bool
     pia: bool = False
     dropped: tuple[str, ...] = ()
+    entries: int = 0
 
 
 def unwrap(state: Mapping) -> dict[str, object]:
-    """Without the wrapper key of training scripts and the prefix of torch's DistributedDataParallel."""
-    while isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
-    return {key.removeprefix("module."): value for key, value in state.items()}
+    """A state without the containers of training scripts, under names without the prefixes of wrappers.
+
+    Wrappers are torch.compile, DistributedDataParallel, FSDP, activation checkpointing, and models that hold the
+    U-Net as a part. Raises MotionFileError when two motion weights get the same name.
+    """
+    while (inner := next((state[key] for key in CONTAINERS if isinstance(state.get(key), Mapping)), None)) is not None:
+        state = inner
+    names: dict[str, str] = {}
+    for key in state:
+        short = without_prefixes(key)
+        if short in names and "temporal" in short:
+            raise MotionFileError(f"It holds two networks: {names[short]} and {key} are both {short} without the "
+                                  "prefixes of wrappers. Save one of them alone.")
+        names[short] = key
+    return {short: state[key] for short, key in names.items()}
+
+
+def without_prefixes(key: str) -> str:
+    """A name as the plain U-Net or motion module has it: "module._orig_mod.unet.down_blocks.0" is "down_blocks.0"."""
+    key = WRAPPERS.sub("", key)
+    prefix = PREFIXES.match(key)
+    return key[prefix.end():] if prefix else key
 
 
 def layout_of(keys: Iterable[str]) -> str:
@@ -131,4 +156,4 @@ def normalise(state: Mapping) -> tuple[dict[str, Tensor], Names]:
                                                                           weights[name].shape[0])
     first = state.get("conv_in.weight")
     pia = isinstance(first, Tensor) and first.ndim == 4 and first.shape[1] == 9
-    return weights, Names(layout, stored, pia, tuple(dropped))
+    return weights, Names(layout, stored, pia, tuple(dropped), len(state))

@@ -123,8 +123,10 @@ def changed(path: Path, metadata: dict, **tensors) -> Path:
     return path
 
 
+@pytest.mark.fault("E2")
 @pytest.mark.parametrize(("metadata", "tensors", "words"), [
-    ({"format_version": "2"}, {}, "version 2.*Update"), ({"t": "soon"}, {}, "damaged"),
+    ({"format_version": "2"}, {}, "version 2.*Update"), ({"t": "soon"}, {}, "damaged.*t is 'soon'"),
+    ({"format_version": "new"}, {}, "fox.safetensors.*format_version is 'new'"),
     ({"about": None}, {}, "damaged"),
     ({}, {"s": None}, "damaged"), ({}, {"s": torch.ones(2)}, "damaged.*s \\[2\\]"),
     ({}, {"U": torch.full((3, 8, 3, 2), torch.nan)}, "U not finite"),

@@ -260,21 +260,26 @@ def test_a_trace_survives_its_file(tmp_path):
     assert read_trace(path).threshold == 0              # a file from before masks had one
 
 
-@pytest.mark.parametrize("kind", ["page", "other", "version", "cut", "nan", "short"])
+@pytest.mark.fault("E2")
+@pytest.mark.parametrize("kind", ["page", "other", "version", "cut", "nan", "short", "parts", "times"])
 def test_files_that_are_no_trace(tmp_path, kind):
     path, tensors, metadata = tmp_path / "x.safetensors", *trace_tensors(trace())
     if kind == "nan":
         tensors["0.h"][0, 0, 0, 0, 0] = math.nan
     if kind == "short":
         tensors["0.h"] = tensors["0.h"][:2].contiguous()
-    changed = {"other": {"format": "pt"}, "version": metadata | {"format_version": "99"}}.get(kind, metadata)
+    changed = {"other": {"format": "pt"}, "version": metadata | {"format_version": "99"},
+               "parts": metadata | {"parts": "many"},
+               "times": metadata | {"parts": metadata["parts"].replace('"times": [', '"times": ["soon", ')}}.get(
+                   kind, metadata)
     write_whole(path, tensors, changed, "The h-trace")
     if kind == "page":
         path.write_text("<!doctype html><html>")
     if kind == "cut":
         path.write_bytes(path.read_bytes()[:-20])
     expected = {"page": "web page", "other": "no h-trace", "version": "version 99", "cut": "cut off",
-                "nan": "not finite", "short": "incomplete"}[kind]
+                "nan": "not finite", "short": "incomplete", "parts": "x.safetensors.*field parts",
+                "times": "x.safetensors.*field parts"}[kind]
     with pytest.raises(TraceError, match=expected):
         read_trace(path)
 

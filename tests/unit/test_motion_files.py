@@ -79,10 +79,60 @@ def ddp(state):
     return {f"module.{key}": value for key, value in state.items()}
 
 
+def prefixed(*prefixes):
+    return lambda state: {"".join(prefixes) + key: value for key, value in state.items()}
+
+
+def compiled_blocks(state):
+    """As torch.compile and FSDP of single blocks name them."""
+    return {key.replace("motion_modules.0.", "motion_modules.0._orig_mod._fsdp_wrapped_module."): value
+            for key, value in state.items()}
+
+
+PREFIXES = [("_orig_mod.",), ("module.",), ("module.", "_orig_mod."), ("_orig_mod.", "module."), ("unet.",),
+            ("model.",), ("motion_module.",), ("module.", "model.", "unet.", "_orig_mod.")]
+
+
+@pytest.mark.fault("E1")
+@pytest.mark.parametrize("names", [lambda state: state, keys.to_diffusers], ids=["animatediff", "diffusers"])
+@pytest.mark.parametrize("prefixes", PREFIXES, ids="".join)
+def test_prefixes_of_training_wrappers_in_any_nesting(prefixes, names):
+    """A checkpoint of a whole U-Net as training scripts save it; the frozen layers are counted as left out."""
+    state = small_state(temporal_convolution=True) if names is not keys.to_diffusers else small_state()
+    whole = {**names(state), "conv_norm_out.weight": torch.ones(32), "time_embedding.linear_1.bias": torch.ones(4)}
+    _, weights, report = read_motion_state(prefixed(*prefixes)(whole))
+    assert same(weights, state)
+    assert report.dropped == ("conv_norm_out.weight", "time_embedding.linear_1.bias")
+
+
+@pytest.mark.fault("E1")
+@pytest.mark.parametrize("container", ["module", "model", "unet", "motion_module", "model_state_dict"])
+def test_containers_of_training_scripts(container):
+    state = small_state()
+    found = read_motion_state({container: {"state_dict": prefixed("module.")(state)}, "epoch": 3})[1]
+    assert same(found, state)
+
+
+@pytest.mark.fault("E1")
+def test_an_unknown_prefix_is_named_and_counts_are_those_of_the_file():
+    state = small_state()
+    frozen = {"conv_norm_out.weight": torch.ones(32), "conv_in.bias": torch.ones(4)}
+    with pytest.raises(MotionFileError, match=rf"The names of its {len(state)} motion weights begin with 'net\.video\.'"
+                                              r".*Remove 'net\.video\.'"):
+        read_motion_state(prefixed("net.video.")({**state, **frozen}))
+    with pytest.raises(MotionFileError, match="no temporal layer among its 2 entries"):
+        read_motion_state(frozen)
+    partly = {key: value for key, value in state.items() if not key.startswith("down_blocks.0.")}
+    with pytest.raises(MotionFileError, match=f"{len(partly)} of its {len(partly) + 2} entries .* is missing"):
+        read_motion_state({**partly, **frozen})
+    with pytest.raises(MotionFileError, match="two networks: down_blocks.* and module.down_blocks"):
+        read_motion_state({**state, **prefixed("module.")(state)})
+
+
 @pytest.mark.parametrize("variant", [
-    wrapped, ddp, lambda state: wrapped(ddp(state)), as_hotshot, keys.to_diffusers,
+    wrapped, ddp, lambda state: wrapped(ddp(state)), as_hotshot, keys.to_diffusers, compiled_blocks,
     lambda state: {**state, "conv_norm_out.weight": torch.ones(32), "time_embedding.linear_1.bias": torch.ones(4)},
-], ids=["wrapper", "ddp", "wrapped ddp", "hotshot names", "diffusers names", "stray keys"])
+], ids=["wrapper", "ddp", "wrapped ddp", "hotshot names", "diffusers names", "wrapped blocks", "stray keys"])
 def test_every_naming_gives_the_same_weights(variant):
     state = small_state()
     _, weights, _ = read_motion_state(variant(state))
@@ -137,6 +187,23 @@ def test_metadata_tell_what_the_weights_cannot(tmp_path):
     assert read_motion_state(state, old)[0] == replace(config, frames=0)
     write_motion_file(tmp_path / "plain.safetensors", random_motion())
     assert load(tmp_path / "plain.safetensors")[1]["mapping"] == "off"
+
+
+@pytest.mark.fault("E2")
+@pytest.mark.parametrize(("field", "value", "match"), [
+    ("fps", "many", "fps is 'many' in its metadata; expected a number above 0"), ("fps", "0", "fps is '0'"),
+    ("fps", "nan", "fps is 'nan'"), ("frames", "x", "frames is 'x' in its metadata; expected a whole number"),
+    ("frames", "-2", "frames is '-2'"), ("groupnorm", "all", "groupnorm is 'all'.*per frame or pooled"),
+    ("format_version", "9", "of version 9 and this pack reads version 1. Update the pack"),
+    ("format_version", "new", "format_version is 'new'"),
+])
+def test_wrong_metadata_are_named(tmp_path, field, value, match):
+    path = tmp_path / "ours.safetensors"
+    write_motion_file(path, random_motion(TINY))
+    state, metadata = load(path)
+    save_file(state, path, metadata | {field: value})
+    with pytest.raises(MotionFileError, match=f"^ours.safetensors: .*{match}"):
+        read_motion_file(path, load)
 
 
 @pytest.mark.parametrize("convolution", [False, True])
