@@ -69,7 +69,11 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one finished step has to say. `step` counts from 1."""
+    """What one finished step has to say. `step` counts from 1.
+
+    The loss and each of `extras` are means over the draws of the step; one that only some draws reported is the mean
+    of those.
+    """
 
     step: int
     loss: float
@@ -141,7 +145,7 @@ class _Run:
 
     def take_step(self) -> StepRecord:
         started = time.perf_counter()
-        settings, extras, total = self.settings, {}, 0.0
+        settings, reports, total = self.settings, {}, 0.0
         self.optimizer.zero_grad()
         with _training_mode(), _seeded(self.device, seed_for("step", settings.seed, self.step)):
             for draw in range(self.step * settings.accumulate, (self.step + 1) * settings.accumulate):
@@ -149,12 +153,14 @@ class _Run:
                     result = self.loss(self.batches(draw), stream("loss", settings.seed, draw))
                 loss, reported = result if isinstance(result, tuple) else (result, {})
                 total += self._finite("loss", loss.item()) / settings.accumulate
-                extras.update(reported)
+                for name, value in reported.items():
+                    reports.setdefault(name, []).append(value)
                 (loss / settings.accumulate).backward()
             clip = settings.grad_clip or math.inf
             norm = self._finite("gradient", nn.utils.clip_grad_norm_(self.weights.values(), clip).item())
             rate = learning_rate(settings, self.step)
             self._update(rate)
+        extras = {name: sum(values) / len(values) for name, values in reports.items()}
         self.losses.append(total)
         self.step += 1
         self.whole, self.remembered = True, self._remember()

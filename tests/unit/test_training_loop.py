@@ -90,6 +90,20 @@ def test_loss_falls_and_records_tell():
     assert records[0].extras == {"rows": 4.0} and records[0].grad_norm > 0 and records[0].lr == 1e-2
 
 
+@pytest.mark.fault("E9")
+def test_reported_terms_are_means_over_the_draws_of_a_step():
+    """Like the loss; a term that only some draws report is the mean of those."""
+    net = nn.Linear(1, 1)
+
+    def loss(draw, generator):
+        value = (net.weight * 0).sum() + draw
+        return value, {"term": value.item()} | ({"now and then": 10.0 * draw} if draw % 4 in (1, 2) else {})
+
+    first, second = train(net, loss, lambda draw: draw, TrainSettings(steps=2, accumulate=4))
+    assert first.loss == first.extras["term"] == 1.5 and second.loss == second.extras["term"] == 5.5
+    assert first.extras["now and then"] == 15 and second.extras["now and then"] == 55
+
+
 def test_works_inside_inference_mode_and_leaves_it_alone(tmp_path):
     store = CheckpointStore(tmp_path / "run.safetensors")
     for steps in (2, 4):                        # from scratch, then resumed
