@@ -25,12 +25,30 @@ class ClipNoise:
     frames_per_clip: int
 
     def generate_noise(self, input_latent: dict) -> Tensor:
-        """Noise of the latent's shape. Kind "iid" is the host's own noise of that seed. Raises ValueError."""
-        samples = input_latent["samples"]
-        own = comfy.sample.prepare_noise(samples, self.seed, input_latent.get("batch_index"))
-        clips = clips_of(own, self.frames_per_clip)
+        """Noise of the latent's shape. Kind "iid" is the host's own noise of that seed.
+
+        Frames that were taken out of a batch get the noise that they have in it: their `batch_index` tells where they
+        were. Raises ValueError.
+        """
+        samples, taken = input_latent["samples"], input_latent.get("batch_index")
+        if self.kind == "iid":
+            return comfy.sample.prepare_noise(samples, self.seed, taken)
+        if taken is None:
+            return self.correlated(samples)
+        if len(taken) != len(samples) or min(taken) < 0:
+            raise ValueError(f"The latent has {len(samples)} frames, but its batch_index is {list(taken)}: one index "
+                             "from 0 on for each frame was expected. Put Latent From Batch last before the sampler.")
+        rows = max(taken) + 1
+        if samples.ndim == 4 and self.frames_per_clip:
+            rows += -rows % self.frames_per_clip            # whole clips
+        return self.correlated(samples[:1].expand(rows, *samples.shape[1:]))[list(taken)]
+
+    def correlated(self, samples: Tensor) -> Tensor:
+        """Noise of that shape, clip by clip. What comes later in the batch changes nothing of what is before it."""
+        own = comfy.sample.prepare_noise(samples, self.seed)
         more = stream("clip noise", self.seed)
-        changed = [clip_noise(clip, self.kind, more, self.alpha, self.window) for clip in clips]
+        changed = [clip_noise(clip, self.kind, more, self.alpha, self.window)
+                   for clip in clips_of(own, self.frames_per_clip)]
         return rows_of(torch.stack(changed), own)
 
 

@@ -317,6 +317,31 @@ def test_correlated_noise_samples_and_repeats(comfy, base, kind):
     assert advanced(comfy, base, noise).isfinite().all()
 
 
+@pytest.mark.fault("E4")
+@pytest.mark.parametrize("frames_per_clip", [0, 4])
+@pytest.mark.parametrize("kind", ["iid", "pyoco mixed", "pyoco progressive", "freenoise"])
+def test_frames_of_a_batch_have_their_noise_of_the_whole_batch(comfy, kind, frames_per_clip):
+    """Latent From Batch: by batch_index, though what is taken is no whole clip and the end of the batch is unknown."""
+    noise, batch = clip_noise(comfy, kind=kind, frames_per_clip=frames_per_clip), latent(12, *SIZE)
+    whole = noise.generate_noise(batch)
+    for start, length in ((0, 2), (3, 3), (5, 7), (11, 1)):
+        part, = comfy.run("LatentFromBatch", samples=batch, batch_index=start, length=length)
+        assert torch.equal(noise.generate_noise(part), whole[start:start + length])
+    scattered = {"samples": batch["samples"][:3], "batch_index": [9, 2, 2]}
+    assert torch.equal(noise.generate_noise(scattered), whole[[9, 2, 2]])
+
+
+@pytest.mark.fault("E4")
+def test_video_latents_and_a_batch_index_that_does_not_fit():
+    noise = ClipNoise(3, "pyoco progressive", 1.0, 3, 0)
+    videos = {"samples": torch.zeros(3, 4, 5, *SIZE)}           # [b, C, f, H, W]: an index is of a whole clip
+    whole = noise.generate_noise(videos)
+    taken = {"samples": videos["samples"][:2], "batch_index": [2, 0]}
+    assert torch.equal(noise.generate_noise(taken), whole[[2, 0]])
+    with pytest.raises(ValueError, match=r"3 frames, but its batch_index is \[0, 1\]"):
+        noise.generate_noise({**latent(3, *SIZE), "batch_index": [0, 1]})
+
+
 def test_noise_for_a_batch_that_is_no_whole_clips_is_refused():
     with pytest.raises(ValueError, match="not a multiple of 4"):
         ClipNoise(0, "pyoco mixed", 1.0, 3, 4).generate_noise(latent(6, *SIZE))
