@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from motion_examples import TINY, as_hotshot, random_motion, without_codes
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from frozen_diffusion.modules.host import motion_files
@@ -47,6 +48,33 @@ def test_list_shows_model_files_of_all_places(comfy, folder, tmp_path, monkeypat
     assert load(comfy, names[0])[0].config == TINY
     with pytest.raises(FileNotFoundError, match="missing.safetensors"):
         load(comfy, "missing.safetensors")
+
+
+@pytest.mark.fault("E1")
+@pytest.mark.parametrize(("name", "prefix"), [("a.safetensors", "_orig_mod."), ("b.safetensors", "module._orig_mod."),
+                                              ("c.ckpt", "unet."), ("d.ckpt", "model."), ("e.ckpt", "motion_module.")])
+def test_training_checkpoints_of_a_whole_unet_load(comfy, folder, name, prefix):
+    state = random_motion(TINY).state_dict()
+    whole = {prefix + key: value for key, value in {**state, "conv_in.weight": torch.ones(4, 4, 3, 3)}.items()}
+    if name.endswith(".ckpt"):
+        torch.save({"epoch": 1, "global_step": 2, "state_dict": whole}, folder / name)
+    else:
+        save_file(whole, folder / name)
+    loaded, report = load(comfy, name)
+    assert all(torch.equal(value, state[key]) for key, value in loaded.module.state_dict().items())
+    assert f"{len(state)} tensors" in report and "1 tensors that are no motion weights were left out" in report
+
+
+@pytest.mark.fault("E2")
+@pytest.mark.parametrize(("field", "value", "match"), [
+    ("fps", "many", "fps is 'many'"), ("frames", "x", "frames is 'x'"), ("format_version", "9", "Update the pack")])
+def test_wrong_metadata_name_file_and_field(comfy, folder, field, value, match):
+    write_motion_file(folder / "ours.safetensors", random_motion())
+    with safe_open(folder / "ours.safetensors", "pt") as file:
+        metadata = file.metadata() | {field: value}
+    save_file(random_motion().state_dict(), folder / "ours.safetensors", metadata)
+    with pytest.raises(MotionFileError, match=f"ours.safetensors.*{match}"):
+        load(comfy, "ours.safetensors")
 
 
 def test_loading_again_follows_the_file(comfy, folder):
