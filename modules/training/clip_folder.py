@@ -10,20 +10,14 @@ from pathlib import Path
 from torch import Tensor
 
 from .clips import ClipSettings
+from .folder_files import find_files, folders_below, listed, relative_name
+from .frames import CONVERSIONS, BrokenVideoError
 from .order import seed_for
-from .video import (
-    PICTURES,
-    VIDEOS,
-    BrokenVideoError,
-    Scan,
-    find_cuts,
-    is_still,
-    picture_files,
-    read_frames,
-    scan_video,
-)
+from .pictures import PICTURES, picture_files
+from .video import VIDEOS, Scan, find_cuts, is_still, read_frames, scan_video
 
 SHORTEST = 2 / 3    # of a clip's length: a shorter scene is skipped (harivo.md 3: 2 s for 24 frames at 8 fps)
+
 FILE_COLUMNS = ("file", "filename", "file_name", "video", "path", "name")
 TEXT_COLUMNS = ("caption", "text", "prompt")
 
@@ -36,10 +30,12 @@ class ClipFolderError(ValueError):
 class Clip:
     """One clip of a file: what is on screen at `times`."""
 
-    path: Path                  # a video file, or a folder of pictures
+    path: Path                  # a video file or animated picture, or a folder of pictures
     caption: str
     times: tuple[float, ...]    # seconds, one a frame
     mirrored: bool = False
+    pictures: tuple[Path, ...] = ()     # of a folder: its sequence
+    conversions: tuple[str, ...] = ()   # what is done to show it as a player does, see frames.py
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,8 @@ class ClipFolder:
         """[F, 3, H, W] uint8. Raises BrokenVideoError naming the file, if it changed since it was scanned."""
         clip, settings = self.clips[index], self.settings
         try:
-            frames = read_frames(clip.path, clip.times, settings.fps, settings.width, settings.height)
+            frames = read_frames(clip.pictures or clip.path, clip.times, settings.fps, settings.width,
+                                 settings.height)
         except BrokenVideoError as error:
             raise BrokenVideoError(
                 f"{clip.path}: {error}. Remove the file and build the dataset again.") from error
@@ -69,7 +66,8 @@ class ClipFolder:
 
     def key(self, index: int) -> str:
         clip, settings = self.clips[index], self.settings
-        return f"{file_state(clip.path)}|{clip.times}|{clip.mirrored}|{settings.size}"
+        how = "".join(f"|{conversion}" for conversion in clip.conversions)
+        return f"{file_state(clip.path, clip.pictures)}|{clip.times}|{clip.mirrored}|{settings.size}{how}"
 
     def video(self, index: int) -> str:
         return str(self.clips[index].path)
@@ -81,70 +79,70 @@ class ClipFolder:
 
 
 def find_clips(folder: Path, settings: ClipSettings, tick: Callable[[], None] = lambda: None) -> ClipFolder:
-    """Scan a folder and its subfolders for video files and image sequences, and cut them into clips.
+    """Scan a folder, its subfolders and the folders linked there, and cut what moves into clips.
 
-    A subfolder that holds pictures is one sequence. A caption is the text of NAME.txt beside a file (or of
-    caption.txt inside a sequence), else the file's row in the one .csv at the top. Scenes end at hard cuts;
-    files that are broken, too short or still are skipped and noted. `tick` is called often and may
-    raise to stop.
+    Clips come from video files, animated WebP, PNG and GIF, and from folders of pictures: each is one sequence, unless
+    videos lie beside the pictures. A caption is the text of NAME.txt beside a file (or of caption.txt inside a
+    sequence), else the file's row in the one .csv at the top. Scenes end at hard cuts; files that are broken, too short
+    or still are skipped. The report names whatever is not used, and why. `tick` is called often and may raise to stop.
 
     Raises ClipFolderError if the folder does not exist or yields no clip: it says what was found.
     """
     if not folder.is_dir():
         raise ClipFolderError(f"There is no folder {folder}. Give the folder that holds your videos, or "
                               "image sequences in subfolders.")
-    captions = _read_csv(folder)
+    found = find_files(folder, tick)
+    table = _read_csv(folder)
+    captions = {path: caption for path, _ in found.sources if (caption := _caption(path, folder, table)) is not None}
     clips: list[Clip] = []
     notes: list[str] = []
-    files = list(_sources(folder))
-    for path in files:
-        name = path.relative_to(folder).as_posix() if path != folder else folder.name
+    converted: dict[str, list[str]] = {}
+    for path, pictures in found.sources:
+        name = relative_name(path, folder)
         try:
-            scan = scan_video(path, settings.fps, tick)
+            scan = scan_video(pictures or path, settings.fps, tick)
         except BrokenVideoError as error:
             notes.append(f"{name}: skipped, {error}")
             continue
-        caption = _caption(path, folder, captions)
-        found = list(_cut(path, scan, settings, caption or "", name, notes))
-        if found and caption is None:
+        cut = [Clip(path, captions.get(path, ""), times, mirrored, pictures, scan.conversions)
+               for times, mirrored in _cut(scan, settings, name, notes)]
+        if cut and path not in captions:
             notes.append(f"{name}: has no caption; it is trained without text")
-        clips += found
+        for conversion in scan.conversions if cut else ():
+            converted.setdefault(conversion, []).append(name)
+        clips += cut
+    notes += [f"{listed(converted[kind])}: {text}" for kind, text in CONVERSIONS.items() if kind in converted]
+    notes += found.notes(folder)
     if not clips:
-        raise ClipFolderError(_nothing(folder, files, notes))
+        raise ClipFolderError(_nothing(folder, len(found.sources), notes))
     if settings.max_clips and len(clips) > settings.max_clips:
         notes.append(f"{len(clips) - settings.max_clips} clips left out by the limit of {settings.max_clips}")
         clips = _spread(clips, settings.max_clips)
     return ClipFolder(folder, settings, tuple(clips), tuple(notes))
 
 
-def file_state(path: Path) -> str:
+def file_state(path: Path, pictures: tuple[Path, ...] = ()) -> str:
     """Path, size and time of change of a file, or of the pictures of a sequence."""
-    files = picture_files(path) if path.is_dir() else [path]
+    files = pictures or (picture_files(path) if path.is_dir() else [path])
     stats = [file.stat() for file in files]
     size, changed = sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)
     return f"{path.resolve()}|{len(files)}|{size}|{changed}"
 
 
 def folder_state(folder: Path) -> str:
-    """A text that changes when a file in the folder is added, removed or changed."""
+    """A text that changes when a file in the folder, or in one linked there, is added, removed or changed."""
     if not folder.is_dir():
         return "missing"
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return str(seed_for(*(f"{path}|{path.stat().st_size}|{path.stat().st_mtime_ns}" for path in files)))
+    files = []
+    for root in folders_below(folder):
+        with os.scandir(root) as entries:
+            files += [f"{entry.path}|{entry.stat().st_size}|{entry.stat().st_mtime_ns}"
+                      for entry in entries if entry.is_file()]
+    return str(seed_for(*sorted(files)))
 
 
-def _sources(folder: Path) -> Iterator[Path]:
-    for root, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(root, name) for name in sorted(names)
-                    if name.lower().endswith(VIDEOS) and not name.startswith("."))
-        if len(picture_files(Path(root))) > 1:
-            yield Path(root)
-
-
-def _cut(path: Path, scan: Scan, settings: ClipSettings, caption: str, name: str,
-         notes: list[str]) -> Iterator[Clip]:
-    """The clips of one file; `notes` is told about cuts, short scenes and still clips."""
+def _cut(scan: Scan, settings: ClipSettings, name: str, notes: list[str]) -> Iterator[tuple[tuple[float, ...], bool]]:
+    """(times of the frames, mirrored) of each clip of one file; adds notes on cuts, short scenes and still clips."""
     cuts = find_cuts(scan.thumbs)
     if cuts:
         where = ", ".join(f"{scan.times[cut]:.2f} s" for cut in cuts[:5]) + (", ..." if len(cuts) > 5 else "")
@@ -164,7 +162,7 @@ def _cut(path: Path, scan: Scan, settings: ClipSettings, caption: str, name: str
                 still += 1
                 continue
             mirrored = settings.mirror and bool(seed_for("mirror", name, times[0]) & 1)
-            yield Clip(path, caption, times, mirrored)
+            yield times, mirrored
     if short:
         what = "it is" if not cuts else f"{short} of {len(bounds) - 1} scenes are"
         all_of_it, least = scan.end - scan.times[0], SHORTEST * settings.seconds
@@ -218,11 +216,11 @@ def _caption(path: Path, folder: Path, table: dict[str, str]) -> str | None:
     return next((table[name] for name in names if name in table), None)
 
 
-def _nothing(folder: Path, files: list[Path], notes: list[str]) -> str:
-    if files:
-        reasons = "; ".join(notes[:5]) + ("; ..." if len(notes) > 5 else "")
-        return f"No usable clip in {folder}, of {len(files)} found: {reasons}."
+def _nothing(folder: Path, sources: int, notes: list[str]) -> str:
+    reasons = "; ".join(notes[:5]) + ("; ..." if len(notes) > 5 else "")
+    if sources:
+        return f"No usable clip in {folder}, of {sources} found: {reasons}."
     names = sorted(path.name for path in folder.iterdir())
     found = f"it holds {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "it is empty"
-    return (f"No video in {folder}: {found}. Expected video files ({' '.join(VIDEOS)}) or subfolders of "
-            f"pictures ({' '.join(PICTURES)}).")
+    return (f"No video in {folder}: {found}. Expected video files ({' '.join(VIDEOS)}), animated pictures or "
+            f"subfolders of pictures ({' '.join(PICTURES)}).{f' {reasons}.' if notes else ''}")

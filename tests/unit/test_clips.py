@@ -1,12 +1,11 @@
 """Clips out of folders of real video files, written here by PyAV, and out of sprite world."""
 from __future__ import annotations
 
-from fractions import Fraction
-
 import av
 import numpy as np
 import pytest
 import torch
+from clip_examples import moving, numbered, pattern, write_video
 from PIL import Image
 
 from frozen_diffusion.modules.demo.clips import SpriteClips
@@ -21,44 +20,6 @@ from frozen_diffusion.modules.training.clips import ClipSettings
 from frozen_diffusion.modules.training.video import find_cuts, fit, read_frames, scan_video
 
 SMALL = ClipSettings(frames=8, fps=8, width=64, height=64)
-
-
-def pattern(seed: int) -> np.ndarray:
-    """A smooth coloured background, [48, 64, 3]."""
-    coarse = np.random.default_rng(seed).integers(0, 255, (3, 4, 3), dtype=np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((64, 48), Image.BILINEAR)).copy()
-
-
-def moving(count: int, seed: int = 0, speed: float = 1.0) -> list[np.ndarray]:
-    """A white square that crosses the picture."""
-    frames = []
-    for index in range(count):
-        frame = pattern(seed)
-        x = int(index * speed) % 52
-        frame[18:30, x:x + 12] = 255
-        frames.append(frame)
-    return frames
-
-
-def numbered(count: int) -> list[np.ndarray]:
-    """Frame n is a grey of its own, so that a decoded picture tells its number."""
-    return [np.full((48, 64, 3), 20 + 2 * index, dtype=np.uint8) for index in range(count)]
-
-
-def write_video(path, frames, fps=25, codec="libx264", times=None):
-    """`times`: time stamps in 1/1000 s, for files of variable rate."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=fps)
-        stream.width, stream.height, stream.pix_fmt = frames[0].shape[1], frames[0].shape[0], "yuv420p"
-        stream.options = {"crf": "8", "g": "12"} if codec == "libx264" else {}
-        if times:
-            stream.codec_context.time_base = Fraction(1, 1000)
-        for index, frame in enumerate(frames):
-            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-            if times:
-                picture.pts, picture.time_base = times[index], Fraction(1, 1000)
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode())
 
 
 def numbers(pixels: torch.Tensor) -> list[float]:
