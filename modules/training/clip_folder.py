@@ -1,7 +1,6 @@
 """Clips cut out of a folder of video files and image sequences."""
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from .captions import CaptionTableError, read_captions
 from .clips import ClipSettings
 from .folder_files import find_files, folders_below, listed, relative_name
 from .frames import CONVERSIONS, BrokenVideoError
@@ -17,9 +17,6 @@ from .pictures import PICTURES, picture_files
 from .video import VIDEOS, Scan, find_cuts, is_still, read_frames, scan_video
 
 SHORTEST = 2 / 3    # of a clip's length: a shorter scene is skipped (harivo.md 3: 2 s for 24 frames at 8 fps)
-
-FILE_COLUMNS = ("file", "filename", "file_name", "video", "path", "name")
-TEXT_COLUMNS = ("caption", "text", "prompt")
 
 
 class ClipFolderError(ValueError):
@@ -92,8 +89,10 @@ def find_clips(folder: Path, settings: ClipSettings, tick: Callable[[], None] = 
         raise ClipFolderError(f"There is no folder {folder}. Give the folder that holds your videos, or "
                               "image sequences in subfolders.")
     found = find_files(folder, tick)
-    table = _read_csv(folder)
-    captions = {path: caption for path, _ in found.sources if (caption := _caption(path, folder, table)) is not None}
+    try:
+        captions, told = read_captions(folder, [path for path, _ in found.sources], found.texts, tick)
+    except CaptionTableError as error:
+        raise ClipFolderError(str(error)) from error
     clips: list[Clip] = []
     notes: list[str] = []
     converted: dict[str, list[str]] = {}
@@ -112,7 +111,7 @@ def find_clips(folder: Path, settings: ClipSettings, tick: Callable[[], None] = 
             converted.setdefault(conversion, []).append(name)
         clips += cut
     notes += [f"{listed(converted[kind])}: {text}" for kind, text in CONVERSIONS.items() if kind in converted]
-    notes += found.notes(folder)
+    notes += found.notes(folder) + told
     if not clips:
         raise ClipFolderError(_nothing(folder, len(found.sources), notes))
     if settings.max_clips and len(clips) > settings.max_clips:
@@ -184,36 +183,6 @@ def _starts(begin: float, end: float, settings: ClipSettings) -> tuple[list[floa
 
 def _spread(clips: list[Clip], count: int) -> list[Clip]:
     return [clips[index * len(clips) // count] for index in range(count)]
-
-
-def _read_csv(folder: Path) -> dict[str, str]:
-    """File name, path or stem -> caption, of the one .csv in the folder. Raises ClipFolderError."""
-    tables = sorted(folder.glob("*.csv"))
-    if len(tables) > 1:
-        names = ", ".join(table.name for table in tables)
-        raise ClipFolderError(f"{folder} holds several .csv files ({names}); keep the one with the captions.")
-    if not tables:
-        return {}
-    try:
-        rows = [row for row in csv.reader(tables[0].open(encoding="utf-8-sig", newline="")) if row]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ClipFolderError(f"{tables[0]} cannot be read as a table in UTF-8: {error}.") from error
-    header = [cell.strip().lower() for cell in rows[0]] if rows else []
-    columns = [next((header.index(name) for name in names if name in header), None)
-               for names in (FILE_COLUMNS, TEXT_COLUMNS)]
-    if None in columns:
-        raise ClipFolderError(
-            f"{tables[0]} needs a first line that names a column of files ({', '.join(FILE_COLUMNS)}) and "
-            f"one of captions ({', '.join(TEXT_COLUMNS)}); it reads: {','.join(header)[:80]!r}.")
-    return {row[columns[0]].strip(): row[columns[1]].strip() for row in rows[1:] if len(row) > max(columns)}
-
-
-def _caption(path: Path, folder: Path, table: dict[str, str]) -> str | None:
-    for text in (path.with_suffix(".txt"), path.parent / f"{path.name}.txt", path / "caption.txt"):
-        if text.is_file():
-            return " ".join(text.read_text(encoding="utf-8-sig", errors="replace").split())
-    names = (path.relative_to(folder).as_posix(), path.name, path.stem)
-    return next((table[name] for name in names if name in table), None)
 
 
 def _nothing(folder: Path, sources: int, notes: list[str]) -> str:

@@ -97,8 +97,8 @@ def _sort_files(root: Path, found: Found) -> None:
 
 
 def relative_name(path: Path, folder: Path) -> str:
-    """The name of a file for the report."""
-    return path.relative_to(folder).as_posix() if path != folder else folder.name
+    """The name of a file for the report; a caption of the folder itself lies beside it."""
+    return path.relative_to(folder).as_posix() if path != folder and path.is_relative_to(folder) else path.name
 
 
 def listed(names: Iterable[str], most: int = 5) -> str:
