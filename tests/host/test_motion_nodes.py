@@ -51,8 +51,7 @@ def test_list_shows_model_files_of_all_places(comfy, folder, tmp_path, monkeypat
 
 
 @pytest.mark.fault("E1")
-@pytest.mark.parametrize(("name", "prefix"), [("a.safetensors", "_orig_mod."), ("b.safetensors", "module._orig_mod."),
-                                              ("c.ckpt", "unet."), ("d.ckpt", "model."), ("e.ckpt", "motion_module.")])
+@pytest.mark.parametrize(("name", "prefix"), [("a.safetensors", "module._orig_mod."), ("b.ckpt", "unet.")])
 def test_training_checkpoints_of_a_whole_unet_load(comfy, folder, name, prefix):
     state = random_motion(TINY).state_dict()
     whole = {prefix + key: value for key, value in {**state, "conv_in.weight": torch.ones(4, 4, 3, 3)}.items()}
@@ -66,15 +65,15 @@ def test_training_checkpoints_of_a_whole_unet_load(comfy, folder, name, prefix):
 
 
 @pytest.mark.fault("E2")
-@pytest.mark.parametrize(("field", "value", "match"), [
-    ("fps", "many", "fps is 'many'"), ("frames", "x", "frames is 'x'"), ("format_version", "9", "Update the pack")])
-def test_wrong_metadata_name_file_and_field(comfy, folder, field, value, match):
-    write_motion_file(folder / "ours.safetensors", random_motion())
+def test_wrong_metadata_name_file_and_field(comfy, folder):
+    write_motion_file(folder / "ours.safetensors", module := random_motion())
     with safe_open(folder / "ours.safetensors", "pt") as file:
-        metadata = file.metadata() | {field: value}
-    save_file(random_motion().state_dict(), folder / "ours.safetensors", metadata)
-    with pytest.raises(MotionFileError, match=f"ours.safetensors.*{match}"):
-        load(comfy, "ours.safetensors")
+        metadata = file.metadata()
+    for field, value, match in (("fps", "many", "fps is 'many'"), ("frames", "x", "frames is 'x'"),
+                                ("format_version", "9", "Update the pack")):
+        save_file(module.state_dict(), folder / "ours.safetensors", metadata | {field: value})
+        with pytest.raises(MotionFileError, match=f"ours.safetensors.*{match}"):
+            load(comfy, "ours.safetensors")
 
 
 def test_loading_again_follows_the_file(comfy, folder):

@@ -13,6 +13,8 @@ from frozen_diffusion.modules import whole_file
 from frozen_diffusion.modules.motion import keys
 from frozen_diffusion.modules.motion.detect import check_shapes, detect
 from frozen_diffusion.modules.motion.files import (
+    FORMAT,
+    VERSION,
     is_our_file,
     read_motion_file,
     read_motion_state,
@@ -93,30 +95,33 @@ PREFIXES = [("_orig_mod.",), ("module.",), ("module.", "_orig_mod."), ("_orig_mo
             ("model.",), ("motion_module.",), ("module.", "model.", "unet.", "_orig_mod.")]
 
 
-@pytest.mark.fault("E1")
-@pytest.mark.parametrize("names", [lambda state: state, keys.to_diffusers], ids=["animatediff", "diffusers"])
-@pytest.mark.parametrize("prefixes", PREFIXES, ids="".join)
-def test_prefixes_of_training_wrappers_in_any_nesting(prefixes, names):
-    """A checkpoint of a whole U-Net as training scripts save it; the frozen layers are counted as left out."""
-    state = small_state(temporal_convolution=True) if names is not keys.to_diffusers else small_state()
-    whole = {**names(state), "conv_norm_out.weight": torch.ones(32), "time_embedding.linear_1.bias": torch.ones(4)}
-    _, weights, report = read_motion_state(prefixed(*prefixes)(whole))
-    assert same(weights, state)
-    assert report.dropped == ("conv_norm_out.weight", "time_embedding.linear_1.bias")
+@pytest.fixture(scope="module")
+def whole() -> dict:
+    """A motion module and two frozen layers, as a training script saves a whole U-Net."""
+    return {**small_state(temporal_convolution=True), "conv_norm_out.weight": torch.ones(32),
+            "time_embedding.linear_1.bias": torch.ones(4)}
 
 
 @pytest.mark.fault("E1")
-@pytest.mark.parametrize("container", ["module", "model", "unet", "motion_module", "model_state_dict"])
-def test_containers_of_training_scripts(container):
-    state = small_state()
-    found = read_motion_state({container: {"state_dict": prefixed("module.")(state)}, "epoch": 3})[1]
-    assert same(found, state)
+def test_prefixes_and_containers_of_training_scripts_in_any_nesting(whole):
+    """The frozen layers are counted as left out."""
+    plain, _ = keys.normalise(whole)
+    wrapped = [prefixed(*prefixes)(whole) for prefixes in PREFIXES] + [
+        {container: {"state_dict": prefixed("module.")(whole)}, "epoch": 3} for container in keys.CONTAINERS]
+    for state in wrapped:
+        weights, names = keys.normalise(keys.unwrap(state))
+        assert same(weights, plain) and len(plain) == len(whole) - 2
+        assert names.dropped == ("conv_norm_out.weight", "time_embedding.linear_1.bias")
+        assert names.entries == len(whole)
+    diffusers = prefixed("unet.")(keys.to_diffusers({key: whole[key] for key in plain if "harivo" not in key}))
+    _, weights, report = read_motion_state(diffusers)
+    assert report.dropped == () and all(torch.equal(value, plain[key]) for key, value in weights.items())
 
 
 @pytest.mark.fault("E1")
-def test_an_unknown_prefix_is_named_and_counts_are_those_of_the_file():
-    state = small_state()
+def test_an_unknown_prefix_is_named_and_counts_are_those_of_the_file(whole):
     frozen = {"conv_norm_out.weight": torch.ones(32), "conv_in.bias": torch.ones(4)}
+    state = {key: value for key, value in whole.items() if "temporal_transformer" in key}
     with pytest.raises(MotionFileError, match=rf"The names of its {len(state)} motion weights begin with 'net\.video\.'"
                                               r".*Remove 'net\.video\.'"):
         read_motion_state(prefixed("net.video.")({**state, **frozen}))
@@ -197,13 +202,11 @@ def test_metadata_tell_what_the_weights_cannot(tmp_path):
     ("format_version", "9", "of version 9 and this pack reads version 1. Update the pack"),
     ("format_version", "new", "format_version is 'new'"),
 ])
-def test_wrong_metadata_are_named(tmp_path, field, value, match):
-    path = tmp_path / "ours.safetensors"
-    write_motion_file(path, random_motion(TINY))
-    state, metadata = load(path)
-    save_file(state, path, metadata | {field: value})
-    with pytest.raises(MotionFileError, match=f"^ours.safetensors: .*{match}"):
-        read_motion_file(path, load)
+def test_wrong_metadata_are_named(whole, field, value, match):
+    """The file is named where files are read: test_wrong_metadata_name_file_and_field."""
+    metadata = {"format": FORMAT, "format_version": VERSION, field: value}
+    with pytest.raises(MotionFileError, match=match):
+        read_motion_state(whole, metadata)
 
 
 @pytest.mark.parametrize("convolution", [False, True])
