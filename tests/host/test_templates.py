@@ -7,45 +7,14 @@ import pytest
 from PIL import Image
 
 from frozen_diffusion.modules.host.boot import PACK
+from testhost.template_results import reduced
 from testhost.templates import TEMPLATES, write_all
 from testhost.workflow import api_graph
-
-MOTION = "frozen-diffusion/sprite_motion.safetensors"
-
-
-def ready(name: str, object_info: dict) -> dict:
-    """The template's graph as the page would queue it; small where only time is saved."""
-    graph = api_graph(json.loads((PACK / "workflows" / f"{name}.json").read_text()), object_info)
-    for node in graph.values():
-        inputs = node["inputs"]
-        match node["class_type"]:
-            case "CheckpointLoaderSimple":      # a stand-in for the user's own checkpoint: the one exchange it takes
-                node |= {"class_type": "FrozenLoadSpriteWorld", "inputs": {}}
-            case "FrozenLoadMotionModule":
-                if not inputs["motion_file"].startswith("frozen-diffusion/"):
-                    inputs["motion_file"] = MOTION
-            case "EmptyLatentImage":
-                inputs |= {"width": 128, "height": 128}
-            case "KSampler" | "BasicScheduler":
-                inputs["steps"] = min(inputs["steps"], 6)
-            case "FrozenInvertDDIM" | "FrozenCalibrateTimesteps":
-                inputs["steps"] = 6
-            case "SplitSigmas":
-                inputs["step"] = 2
-            case "FrozenEditAlongBasis":
-                inputs |= {"count": 3, "steps": 2}
-            case "FrozenComputeLatentBasis":
-                inputs["rank"] = 2
-            case "FrozenClipDataset":
-                inputs["max_clips"] = 4
-            case "FrozenTrainMotionModule":
-                inputs |= {"steps": 2, "sample_every": 0, "trs_from": 0, "dc": 0.0}     # four clips are too few for DC
-    return graph
 
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_template_runs(name, server):
-    files = server.files(server.submit(ready(name, server.object_info()), seconds=600))
+    files = server.files(server.submit(reduced(name, server.object_info()), seconds=600))
     assert files
     for path in files:
         if path.suffix == ".png":

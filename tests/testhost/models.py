@@ -14,6 +14,7 @@ import comfy.sample
 import comfy.samplers
 import comfy.supported_models
 import torch
+from comfy.ldm.flux.model import FluxParams
 from comfy.patcher_extension import WrappersMP
 
 CONTEXT = 64                            # channels of a text token
@@ -81,7 +82,8 @@ def tiny_flux(seed: int = 0):
     config = comfy.supported_models.Flux({
         "image_model": "flux", "in_channels": 16, "out_channels": 16, "patch_size": 2, "vec_in_dim": 1280,
         "context_in_dim": CONTEXT, "hidden_size": 32, "mlp_ratio": 2.0, "num_heads": 2, "depth": 1,
-        "depth_single_blocks": 1, "axes_dim": [4, 6, 6], "theta": 10000, "qkv_bias": True, "guidance_embed": False})
+        "depth_single_blocks": 1, "axes_dim": [4, 6, 6], "theta": 10000, "qkv_bias": True, "guidance_embed": False}
+        | ({"txt_ids_dims": []} if "txt_ids_dims" in FluxParams.__dataclass_fields__ else {}))
     config.set_inference_dtype(torch.float32, None)
     return patcher_around(config, seed)
 
