@@ -59,6 +59,7 @@ def windows_over_batch(handler):
     - A last window that is shorter than the others is moved back until it is as long.
     """
     handler, kind = copy(handler), type(handler)
+    handler._step = 0                   # not that of an earlier run of the same MODEL
 
     def set_step(timestep: Tensor, model_options: Mapping) -> None:
         levels = model_options["transformer_options"]["sample_sigmas"]

@@ -30,13 +30,17 @@ class Page:
     def open_template(self, pack: str, name: str) -> None:
         """Open one of the pack's templates as a link does.
 
-        The page first shows the workflow that was open before, so wait for the nodes of this one.
+        The page first shows the workflow that was open before, so wait for the nodes of this one, its notes included:
+        two templates may have the same nodes.
         """
         workflow = json.loads((PACK / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
         self.open(f"?template={name}&source={pack}")
         self.tab.wait_for_function(
-            "nodes => window.app.graph.nodes.map(n => `${n.id} ${n.type}`).sort().join() === nodes",
-            arg=",".join(sorted(f"{node['id']} {node['type']}" for node in workflow["nodes"])), timeout=30_000)
+            "nodes => window.app.graph.nodes.map(n => `${n.id} ${n.type}` + "
+            "(n.type === 'MarkdownNote' ? n.widgets?.[0]?.value : '')).sort().join() === nodes",
+            arg=",".join(sorted(f"{node['id']} {node['type']}" + "".join(
+                node["widgets_values"] if node["type"] == "MarkdownNote" else ()) for node in workflow["nodes"])),
+            timeout=30_000)
 
     def load(self, workflow: dict) -> None:
         """Open a workflow given as an object, as dropping its file on the page does."""
@@ -53,8 +57,10 @@ class Page:
         return {key: {part: node[part] for part in ("class_type", "inputs")} for key, node in graph.items()}
 
     def run(self) -> None:
-        """Click Run."""
-        self.tab.click("[data-testid=queue-button] button >> nth=0")
+        """Click Run: the first button in the page's group of them, or on newer pages the button itself."""
+        run = self.tab.locator("[data-testid=queue-button]").first
+        inner = run.locator("button")
+        (inner.first if inner.count() else run).click()
 
 
 @contextmanager
