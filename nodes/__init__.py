@@ -9,6 +9,18 @@ class FrozenDiffusion(ComfyExtension):
         """All node classes. The node files are imported here and no earlier."""
         from ..modules.host.folders import register_weights
         register_weights()
-        from . import control, demo, h_space, harivo, latent_basis, motion, training, video
-        files = (demo, motion, control, harivo, training, video, h_space, latent_basis)
+        from . import (
+            control,
+            demo,
+            h_space_injection,
+            h_space_inversion,
+            h_traces,
+            harivo,
+            latent_basis,
+            motion,
+            training,
+            video,
+        )
+        files = (demo, motion, control, harivo, training, video, h_space_inversion, h_space_injection, h_traces,
+                 latent_basis)
         return [node for file in files for node in file.NODES]
