@@ -26,18 +26,41 @@ class Curve:
 def parse_curve(text: str, name: str = "gamma", low: float = 0.0, high: float = 1.0) -> Curve:
     """"0.3" for a constant, or points "999: 0.1, 400: 0.5" of timestep and value.
 
-    Raises ValueError for anything else, and for values outside of `low` to `high`.
+    Raises ValueError, with the part that is wrong, for anything else and for values outside of `low` to `high`.
     """
-    points = {}
+    parts = [part.strip() for part in text.replace(";", ",").split(",") if part.strip()]
+    if len(parts) == 1 and ":" not in parts[0]:
+        parts = [f"0: {parts[0]}"]                  # a constant is a curve of one point
+    points: dict[float, float] = {}
     try:
-        parts = [part for part in text.replace(";", ",").split(",") if part.strip()]
+        if not parts:
+            raise ValueError("it is empty")
         for part in parts:
-            time, colon, value = part.partition(":")
-            points[float(time) if colon else 0.0] = float(value if colon else time)
-    except ValueError:
-        points = {}
-    good = [low <= value <= high and math.isfinite(time) for time, value in points.items()]
-    if not points or not all(good) or (len(points) < len(parts)):
-        raise ValueError(f"{name} is {text!r}. Give one number from {low:g} to {high:g}, e.g. 0.3, or points of "
-                         "timestep and value, e.g. 999: 0.1, 400: 0.5.")
+            time, value = _point(part, low, high)
+            if time in points:
+                raise ValueError(f"timestep {time:g} is given twice")
+            points[time] = value
+    except ValueError as reason:
+        raise ValueError(f"{name} is {text!r}: {reason}. Give one number from {low:g} to {high:g}, e.g. 0.3, or points "
+                         "of timestep and value, e.g. 999: 0.1, 400: 0.5.") from None
     return Curve(tuple(sorted(points.items())))
+
+
+def _point(part: str, low: float, high: float) -> tuple[float, float]:
+    """(timestep, value) of "400: 0.5". Raises ValueError with the reason."""
+    time, colon, value = part.partition(":")
+    if not colon:
+        raise ValueError(f"the part {part!r} has no timestep")
+    numbers = _number(time), _number(value)
+    if not low <= numbers[1] <= high:
+        raise ValueError(f"the value {value.strip()} is outside of {low:g} to {high:g}")
+    return numbers
+
+
+def _number(text: str) -> float:
+    try:
+        if math.isfinite(number := float(text)):
+            return number
+    except ValueError:
+        pass
+    raise ValueError(f"{text.strip()!r} is no number")

@@ -78,6 +78,17 @@ def test_gamma_is_checked_before_anything_runs(comfy, node):
     assert check(gamma="999: 0.1, 400: 0.5") is True and check(gamma=None) is True
 
 
+@pytest.mark.fault("E5")
+@pytest.mark.parametrize("gamma", ["999: 0.1, 0.5", "0.5; 999: 0.1"])
+@pytest.mark.parametrize(("node", "inputs"), [("FrozenHSpaceInjectionSampler", {"preset": "custom"}),
+                                              ("FrozenInjectHSpace", {})])
+def test_a_part_of_gamma_without_a_timestep_is_named(comfy, base, other, node, inputs, gamma):
+    assert "the part '0.5' has no timestep" in comfy.node(node).validate_inputs(gamma=gamma)
+    inputs |= {"model": base, **LIGHT} if node == "FrozenInjectHSpace" else SAMPLER
+    with pytest.raises(ValueError, match="the part '0.5' has no timestep"):
+        comfy.run(node, trace=other, **inputs | {"gamma": gamma})
+
+
 def test_a_preset_keeps_what_it_does_not_set(comfy, other):
     kept = {**SAMPLER, "mode": "symmetric", "replace_steps": 7, "gamma": "0.9"}
     sampler = comfy.run("FrozenHSpaceInjectionSampler", trace=other, preset="painting", **kept)[0]

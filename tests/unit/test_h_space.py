@@ -217,8 +217,10 @@ def test_curves():
     curve = parse_curve("999: 0.1, 400: 0.5")
     assert [curve.at(time) for time in (1000, 999, 699.5, 400, 0)] == [0.1, 0.1, 0.3, 0.5, 0.5]
     assert parse_curve(" 0.3 ").at(123) == 0.3
-    for wrong in ("", "x", "1.2", "-0.1", "nan", "0.3, 0.4", "400: 2", "inf: 0.3"):
-        with pytest.raises(ValueError, match="gamma is"):
+    for wrong, words in {"": "it is empty", "x": "'x' is no number", "1.2": "1.2 is outside", "-0.1": "outside",
+                         "nan": "no number", "0.3, 0.4": "'0.3' has no", "999: 0.1, 0.5": "'0.5' has no timestep",
+                         "400: 2": "2 is outside", "inf: 0.3": "no number", "4: .1, 4: .2": "4 is given twice"}.items():
+        with pytest.raises(ValueError, match=f"gamma is.*{words}"):
             parse_curve(wrong)
 
 
