@@ -13,6 +13,8 @@ from frozen_diffusion.modules.training.order import stream
 from testhost.models import conditioning
 
 SIZE = 16
+QUICK = {"num_res_blocks": [1], "channel_mult": [1], "transformer_depth": [0], "transformer_depth_middle": 0,
+         "transformer_depth_output": [0, 0]}        # a U-Net for runs of many steps: changes of testhost's SD1.5
 PLAIN = InjectionSettings(t_boost=-1, omega=0.0)
 
 

@@ -27,20 +27,31 @@ def ssim_distance(a: Tensor, b: Tensor) -> Tensor:
     return 1 - (light * form).mean((1, 2, 3))
 
 
-def first_reached(times: Sequence[float], distances: Sequence[float], threshold: float) -> float:
-    """The smallest timestep from which on the distance stays at or above the threshold; the last one if none."""
+def first_reached(times: Sequence[float], distances: Sequence[float], threshold: float, name: str = "t_edit") -> float:
+    """The smallest timestep from which on the distance stays at or above the threshold.
+
+    Raises ValueError, with the curve's highest value, if there is none.
+    """
     for start in range(len(times)):
         if all(distance >= threshold for distance in distances[start:]):
             return times[start]
-    return times[-1]
+    highest = max(range(len(times)), key=lambda step: distances[step])
+    raise ValueError(f"There is no {name}: the distance to the picture has to stay at {threshold:.3g} or above up to "
+                     f"the last timestep. Its highest value is {distances[highest]:.3g} (timestep {times[highest]:g}), "
+                     f"the last one {distances[-1]:.3g} (timestep {times[-1]:g}). Calibrate with other pictures or the "
+                     f"other distance, or set {name} by hand; the defaults are 400 for t_edit and 200 for t_boost.")
 
 
 def shares_reached(times: Sequence[float], predicted: Tensor, noisy: Tensor) -> tuple[float, float]:
-    """(t_edit, t_boost) from distances [S] of the predicted and of the noisy picture to the picture, by our shares."""
+    """(t_edit, t_boost) from distances [S] of the predicted and of the noisy picture to the picture, by our shares.
+
+    Raises ValueError as `first_reached`.
+    """
     return (first_reached(times, predicted.tolist(), SSIM_EDIT * predicted.max().item()),
-            first_reached(times, noisy.tolist(), SSIM_BOOST * noisy.max().item()))
+            first_reached(times, noisy.tolist(), SSIM_BOOST * noisy.max().item(), "t_boost"))
 
 
 def lpips_reached(times: Sequence[float], predicted: Tensor, noisy: Tensor) -> tuple[float, float]:
     """The same by Asyrp's thresholds, for distances that are LPIPS."""
-    return (first_reached(times, predicted.tolist(), LPIPS_EDIT), first_reached(times, noisy.tolist(), LPIPS_BOOST))
+    return (first_reached(times, predicted.tolist(), LPIPS_EDIT),
+            first_reached(times, noisy.tolist(), LPIPS_BOOST, "t_boost"))

@@ -9,7 +9,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from comfy_extras import nodes_custom_sampler as custom
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
-from h_space_examples import PLAIN, SIZE, comfy_sampler, guider, injected, levels, record, run, with_hook
+from h_space_examples import PLAIN, QUICK, SIZE, comfy_sampler, guider, injected, levels, record, run, with_hook
 from motion_examples import TINY, random_motion
 from training_examples import preview_vae
 
@@ -36,6 +36,11 @@ SAMPLER = {"gamma": "0.3", "t_edit": 400.0, "t_boost": 0.0, "omega": 0.0, "mode"
 @pytest.fixture(scope="module")
 def other(comfy, base):
     return record(comfy, base, start="other", deep_skips=3)[1]
+
+
+@pytest.fixture(scope="module")
+def quick(tiny_sd15):
+    return tiny_sd15(**QUICK)
 
 
 def calls_of(model, seen):
@@ -289,6 +294,22 @@ def test_calibration_of_timesteps_is_a_mean_over_pictures(base):
         torch.testing.assert_close(getattr(both, name), mean)
         assert mean[0].abs() < 0.01 < mean[1:].min() and len(mean) == 4         # at t = 0: the picture itself
     assert both.t_edit in both.times and both.t_boost in both.times
+
+
+@pytest.mark.fault("E6")
+def test_a_threshold_that_is_not_reached_gives_no_timestep(comfy, quick):
+    """A model that at the highest level, of all, predicts the picture itself."""
+    picture = torch.randn(1, 4, SIZE, SIZE, generator=stream("edges", "calibrate"))
+
+    def wrapper(apply, args):
+        noisy = apply(args["input"], args["timestep"], **args["c"])
+        return noisy if args["timestep"].max() < 10 else 0.18215 * picture
+
+    model = quick.clone()
+    model.set_model_unet_function_wrapper(wrapper)
+    with pytest.raises(ValueError, match=r"no t_edit.*highest value is 0\.\d+ \(timestep 666\).*set t_edit by hand"):
+        comfy.run("FrozenCalibrateTimesteps", model=model, positive=conditioning(1), vae=preview_vae(), steps=4,
+                  latent={"samples": picture}, distance="ssim")
 
 
 def test_what_has_no_bottleneck_is_not_calibrated(comfy, base):

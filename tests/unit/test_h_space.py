@@ -292,6 +292,9 @@ def test_distances_and_thresholds():
     near, far = (ssim_distance(picture, picture + step * random(2, 3, 32, 32, name="n", dtype=torch.float32))
                  for step in (0.05, 0.5))
     assert (near < far).all() and (near > 0).all()
-    assert first_reached([0, 1, 2, 3], [0.1, 0.6, 0.4, 0.7], 0.5) == 3 and first_reached([0, 1], [0, 0], 1) == 1
+    assert first_reached([0, 1, 2, 3], [0.1, 0.6, 0.4, 0.7], 0.5) == 3
+    for distances in ([0.1, 0.4], [0.6, 0.4]):
+        with pytest.raises(ValueError, match=f"no t_boost.*at 0.5 or above.*highest value is {max(distances)}"):
+            first_reached([0, 999], distances, 0.5, "t_boost")
     assert psnr(picture, picture) == math.inf
     assert psnr(torch.tensor([0.0, 1.0]), torch.tensor([0.1, 1.1])) == pytest.approx(20, abs=1e-5)
