@@ -70,7 +70,8 @@ class FrozenHSpaceInjectionSampler(io.ComfyNode):
                                tooltip="Factor on the direction to the noisy picture at t >= 950; the released code's "
                                        "example has 0.9985. 1: off."),
                 io.Int.Input("replace_steps", default=paper.replace_steps, min=1, max=1000,
-                             tooltip="At most so many steps of a whole schedule are injected."),
+                             tooltip="Of more steps than that only so many may be injected, evenly spread; all if "
+                                     "there are no more."),
                 io.Boolean.Input("auto_gamma", default=False,
                                  tooltip="Scale gamma by 30 over the number of injected steps, up to 0.6."),
                 io.Boolean.Input("shared_encoder", default=False,

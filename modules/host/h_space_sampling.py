@@ -96,9 +96,14 @@ def warn_of_weak_settings(trace: HTrace, injected: int, batch: int, cfg: float) 
 def schedule_of(guider, sigmas: Tensor) -> tuple[list[float], list[float]]:
     """(noise levels, timestep of each step) of a run. Raises ValueError for levels that do not fall."""
     levels = [float(sigma) for sigma in sigmas]
-    if any(later >= sooner for sooner, later in zip(levels[:-1], levels[1:], strict=True)):
-        raise ValueError("h-space injection needs sigmas that fall from step to step; those of the inversion itself "
-                         "rise. Connect the sigmas output of Invert (DDIM), or a scheduler.")
+    pairs = list(zip(levels[:-1], levels[1:], strict=True))
+    if any(later > sooner for sooner, later in pairs):
+        raise ValueError("h-space injection needs sigmas that fall from step to step; these rise, as those of an "
+                         "inversion do. Connect the sigmas output of Invert (DDIM), or a scheduler.")
+    if (repeated := [sooner for sooner, later in pairs if later == sooner]):
+        raise ValueError("h-space injection needs sigmas that fall from step to step; these hold levels twice "
+                         f"({', '.join(f'{level:.4g}' for level in repeated[:5])}). Use fewer steps or another "
+                         "scheduler.")
     sampling = guider.inner_model.model_sampling
     return levels, [float(sampling.timestep(sigma)) for sigma in sigmas[:-1]]
 

@@ -11,7 +11,7 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..hspace.steps import euler
+from ..hspace.steps import euler, timestep_grid
 from ..hspace.trace import HTrace, TraceError, places, psnr
 from .calls import prompts_of, with_roles
 from .h_space import (
@@ -44,7 +44,8 @@ class Inversion:
 
 
 def inversion_grid(sampling, steps: int) -> tuple[list[int], Tensor]:
-    """(timesteps, noise levels), rising: `steps` points of t from 0 to T - 1, both ends included, rounded down.
+    """(timesteps, noise levels), rising: `steps` points of t from 0 to T - 1, both ends included, rounded down; all
+    timesteps if there are no more.
 
     The grid of the method's released code. Levels at which nothing is left of a picture are dropped, as models with
     zero terminal SNR have them. Raises ValueError for fewer than 2 steps.
@@ -54,8 +55,8 @@ def inversion_grid(sampling, steps: int) -> tuple[list[int], Tensor]:
     last = len(sampling.sigmas) - 1
     while sampling.sigmas[last] ** -2 < LEAST_SNR:
         last -= 1
-    times = [int(step / (steps - 1) * last) for step in range(steps)]
-    return times, torch.tensor([float(sampling.sigmas[time]) for time in times], dtype=torch.float32)
+    times = timestep_grid(min(steps, last + 1), last)
+    return times, sampling.sigmas.cpu()[times].float()
 
 
 class Recorder:

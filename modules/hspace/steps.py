@@ -35,7 +35,7 @@ class InjectionSettings:
         omega: latent calibration, 0 off, towards 1 more of the original. Acts in asymmetric mode only.
         mode: "asymmetric" changes the predicted x_0 alone, "symmetric" the whole step, which nearly cancels.
         dt_lambda: factor on the direction to x_t on injected steps with t >= 950; of the released code only.
-        replace_steps: at most so many steps are injected of a whole schedule, evenly spread.
+        replace_steps: of more steps than that only so many may be injected, evenly spread over them.
         auto_gamma: scale gamma by 30 (the paper's setting) over the number of injected steps, up to 0.6.
         gamma_skips: weight of the content's deep skips, where the trace has them. Ours; 0 = the paper's.
         lead: the content's features are those of so many timesteps further on, where less noise is in them. Ours.
@@ -87,15 +87,18 @@ class Step:
     dose: float
 
 
+def timestep_grid(count: int, last: int = T - 1) -> list[int]:
+    """`count` timesteps from 0 to `last`, both included, rounded down: the released code's grid. Strictly rising for
+    count <= last + 1."""
+    return [point * last // max(1, count - 1) for point in range(count)]
+
+
 def injected_steps(times: Sequence[float], settings: InjectionSettings) -> list[bool]:
-    """Which steps are injected: at or above t_edit, nearest to a point of the replacement grid, a weight above 0."""
-    if not times:
-        return []
-    count = settings.replace_steps
-    grid = [int(point / max(1, count - 1) * (T - 1)) for point in range(count)]
-    on_grid = {min(range(len(times)), key=lambda step, point=point: abs(times[step] - point)) for point in grid}
-    return [step in on_grid and time >= settings.t_edit and max(settings.gamma.at(time), settings.gamma_skips) > 0
-            for step, time in enumerate(times)]
+    """Which steps are injected: at or above t_edit, one of `replace_steps`, a weight above 0. times: falling."""
+    spread = set(timestep_grid(min(settings.replace_steps, len(times)), len(times) - 1))
+    chosen = [len(times) - 1 - step in spread for step in range(len(times))]    # counted from the last step
+    return [on and time >= settings.t_edit and max(settings.gamma.at(time), settings.gamma_skips) > 0
+            for on, time in zip(chosen, times, strict=True)]
 
 
 def noise_parts(sigma: float, after: float, eta: float) -> tuple[float, float]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
+from comfy.samplers import calculate_sigmas
 from comfy_extras import nodes_custom_sampler as custom
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from h_space_examples import PLAIN, QUICK, SIZE, comfy_sampler, guider, injected, levels, record, run, with_hook
@@ -310,6 +311,28 @@ def test_a_threshold_that_is_not_reached_gives_no_timestep(comfy, quick):
     with pytest.raises(ValueError, match=r"no t_edit.*highest value is 0\.\d+ \(timestep 666\).*set t_edit by hand"):
         comfy.run("FrozenCalibrateTimesteps", model=model, positive=conditioning(1), vae=preview_vae(), steps=4,
                   latent={"samples": picture}, distance="ssim")
+
+
+@pytest.mark.fault("E7")
+@pytest.mark.parametrize(("replace_steps", "injections"), [(50, 26), (1000, 26), (25, 13)])
+def test_no_more_steps_than_replace_steps_are_all_injected(quick, replace_steps, injections):
+    """50 steps of Karras, of which 26 are at or above t_edit."""
+    sampling, seen = quick.get_model_object("model_sampling"), []
+    sigmas = calculate_sigmas(sampling, "karras", 50)
+    assert sum(float(sampling.timestep(sigma)) >= 400 for sigma in sigmas[:-1]) == 26
+    trace = HTrace({"h": torch.randn(1, 1, 32, SIZE, SIZE, generator=stream("edges", "h")).half()}, (500.0,), {})
+    noise = torch.randn(1, 4, SIZE, SIZE, generator=stream("h-space noise", "karras"))
+    guider(calls_of(quick, seen)).sample(noise, torch.zeros_like(noise),
+                                         injected(trace, replace(PLAIN, replace_steps=replace_steps)), sigmas,
+                                         disable_pbar=True, seed=1)
+    assert len(seen) == 50 + injections
+
+
+def test_sigmas_that_stay_are_told_from_those_that_rise(base, other):
+    noise = torch.ones(1, 4, SIZE, SIZE)
+    for sigmas, words in (([9.0, 4.0, 4.0, 0.0], r"hold levels twice \(4\)"), ([4.0, 9.0, 0.0], "these rise")):
+        with pytest.raises(ValueError, match=words):
+            guider(base).sample(noise, noise, injected(other), torch.tensor(sigmas), disable_pbar=True)
 
 
 def test_what_has_no_bottleneck_is_not_calibrated(comfy, base):

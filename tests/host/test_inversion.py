@@ -3,12 +3,15 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from comfy.samplers import sampler_object
 from comfy_extras import nodes_custom_sampler as custom
+from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+from h_space_examples import QUICK
 
-from frozen_diffusion.modules.host.inversion import invert
+from frozen_diffusion.modules.host.inversion import inversion_grid, invert
 from frozen_diffusion.modules.training.order import stream
 from testhost.models import conditioning
 
@@ -87,6 +90,27 @@ def test_refinements_bring_the_way_back_closer(base):
     errors = [(invert(model, conditioning(1), picture(), 6, refinements=count).again - picture()).norm().item()
               for count in (0, 3)]
     assert errors[1] < 0.5 * errors[0]
+
+
+@pytest.fixture(scope="module")
+def quick(tiny_sd15):
+    return tiny_sd15(**QUICK)
+
+
+@pytest.mark.fault("G1")
+@pytest.mark.parametrize("steps", [112, 889, 1000])
+def test_the_grid_is_the_released_codes(quick, steps):
+    times, sigmas = inversion_grid(quick.get_model_object("model_sampling"), steps)
+    assert times == [int(point + 1e-6) for point in np.linspace(0, 1, steps) * 999]
+    assert len(set(times)) == steps and (sigmas.diff() > 0).all()
+
+
+@pytest.mark.fault("G1")
+def test_as_many_steps_as_there_are_levels(quick):
+    """Zero terminal SNR has some that hold nothing of a picture."""
+    zero = ModelSamplingDiscrete().patch(quick, "v_prediction", zsnr=True)[0]
+    times, sigmas = inversion_grid(zero.get_model_object("model_sampling"), 1000)
+    assert times == list(range(len(times))) and 900 < len(times) < 1000 and (sigmas.diff() > 0).all()
 
 
 def test_latents_that_cannot_be_inverted(base):

@@ -1,6 +1,7 @@
 """h-space injection as mathematics: blending, the steps, the grid, traces; oracles in float64."""
 import json
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from frozen_diffusion.modules.hspace.steps import (
     injected_steps,
     noise_parts,
     sample_injected,
+    timestep_grid,
 )
 from frozen_diffusion.modules.hspace.timesteps import first_reached, ssim_distance
 from frozen_diffusion.modules.hspace.trace import (
@@ -186,6 +188,22 @@ def test_which_steps_are_injected():
     assert [time for time, on in zip(every, chosen, strict=True) if on] == [time for time in down if time >= 400]
     assert sum(injected_steps(down, InjectionSettings(t_edit=1001))) == 0
     assert sum(injected_steps(down, InjectionSettings(gamma=Curve(((0.0, 0.0),))))) == 0
+
+
+@pytest.mark.fault("G1")
+def test_every_grid_of_timesteps_rises():
+    """The released code's: int(linspace(0, 1, n) * 999 + 1e-6)."""
+    for count in range(2, 1001):
+        grid = timestep_grid(count)
+        assert grid[0] == 0 and grid[-1] == 999 and all(later > sooner for sooner, later in pairwise(grid))
+        assert grid == [int(point + 1e-6) for point in torch.linspace(0, 999, count, dtype=torch.float64).tolist()]
+
+
+@pytest.mark.fault("G1")
+def test_a_thousand_steps_may_all_be_injected():
+    every = list(range(999, -1, -1))
+    assert sum(injected_steps(every, InjectionSettings(t_edit=0, replace_steps=1000))) == 1000
+    assert sum(injected_steps(every, InjectionSettings(t_edit=0, replace_steps=112))) == 112
 
 
 def test_symmetric_steps_lose_most_of_the_edit():
