@@ -29,8 +29,8 @@ class FrozenInvertDDIM(io.ComfyNode):
                 io.Int.Input("steps", default=50, min=2, max=1000,
                              tooltip="Points of the schedule, both ways. 100 for photographs."),
                 io.Int.Input("refinements", default=0, min=0, max=10,
-                             tooltip="Repetitions of each step that bring the way back closer; each costs as much as "
-                                     "the inversion. 0: plain DDIM inversion."),
+                             tooltip="Repetitions of each step that bring the way back closer; each step keeps the "
+                                     "best of them. Each costs as much as the inversion. 0: plain DDIM inversion."),
                 io.Int.Input("deep_skips", default=0, min=0, max=12, tooltip=DEEP),
                 io.Boolean.Input("check", default=True,
                                  tooltip="Go the way back and show how well it meets the picture. Doubles the time."),

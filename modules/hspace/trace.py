@@ -17,6 +17,7 @@ from .slerp import spherical_mean
 
 FORMAT, VERSION = "frozen-diffusion h-trace", "1"
 H = "h"                                             # the middle block's output
+INVERSION = "inversion"                             # where a trace comes from: see HTrace.about
 FAR = 0.05                                          # of all timesteps: a nearest recorded step farther away is told
 TIMESTEPS = 1000
 
@@ -42,7 +43,8 @@ class HTrace:
     Attributes:
         features: by place (see `places`): [S, B, C, H, W], float16 on the CPU. "h" is always there.
         times: [S] timesteps of the steps, any order.
-        about: how it was made; "model" is the identity of the U-Net, "prompt" and "latent" are fingerprints.
+        about: how it was made; "model" is the identity of the U-Net, "prompt" and "latent" are fingerprints, "from" is
+            "inversion" or "sampling".
         mask: where it acts when injected, [B or 1, 1, H, W] in 0..1 at any size; None = everywhere.
         threshold: above 0: a cell of h is wholly in the mask if its mean there is above, else out of it.
         strength: factor on gamma.
