@@ -4,10 +4,12 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..modules.host.t_edit import DISTANCES
+from ..modules.hspace.trace import PRECISIONS
 from .h_traces import HTrace
 
 DEEP = ("Record the skips into so many decoder blocks too, from the deepest, for gamma_skips. 3: those beside h; 9 (of "
         "SDXL 6): all but those of full size, which hold the noise itself. 0: h alone, as in the paper.")
+PRECISION = "Of the recorded features. fp16: half of the memory, rounded to 2e-4 of a number. fp32: as they are."
 
 
 class FrozenInvertDDIM(io.ComfyNode):
@@ -27,7 +29,8 @@ class FrozenInvertDDIM(io.ComfyNode):
                                                           "the same one, at cfg 1, to get the picture back."),
                 io.Latent.Input("latent", tooltip="The picture, from VAE Encode; or a batch or clip of them."),
                 io.Int.Input("steps", default=50, min=2, max=1000,
-                             tooltip="Points of the schedule, both ways. 100 for photographs."),
+                             tooltip="Points of the schedule, both ways. 100 for photographs. Unread if sigmas are "
+                                     "connected."),
                 io.Int.Input("refinements", default=0, min=0, max=10,
                              tooltip="Repetitions of each step that bring the way back closer; each step keeps the "
                                      "best of them. Each costs as much as the inversion. 0: plain DDIM inversion."),
@@ -36,25 +39,34 @@ class FrozenInvertDDIM(io.ComfyNode):
                                  tooltip="Go the way back and show how well it meets the picture. Doubles the time."),
                 io.Vae.Input("vae", optional=True, tooltip="For the figure on the picture besides that on the "
                                                            "latents."),
+                io.Sigmas.Input("sigmas", optional=True,
+                                tooltip="Invert over these noise levels, rising or falling, instead of steps: those of "
+                                        "BasicScheduler, say. With 0 at their end the latent is a picture; without, it "
+                                        "is taken to be at their lowest level already."),
+                io.Float.Input("depth", default=1.0, min=0.01, max=1.0, step=0.01, optional=True,
+                               tooltip="How far into the noise, as a share of the timesteps; 1: all the way. Less "
+                                       "keeps more of the picture; the sigmas output then begins there."),
+                io.Combo.Input("trace_precision", options=list(PRECISIONS), optional=True, tooltip=PRECISION),
             ],
             outputs=[
                 io.Latent.Output(display_name="noise_latent",
                                  tooltip="For a sampler with add_noise off (or Disable Noise)."),
                 HTrace.Output(display_name="trace", tooltip="What is injected elsewhere as content."),
-                io.Sigmas.Output(display_name="sigmas", tooltip="The same steps downwards, for the sampler."),
+                io.Sigmas.Output(display_name="sigmas", tooltip="The same levels downwards, for the sampler."),
                 io.Latent.Output(display_name="reconstruction", tooltip="What the way back gives; the picture if check "
                                                                         "is off."),
                 io.String.Output(display_name="report", tooltip="Reconstruction in dB; 30 and more is good."),
             ])
 
     @classmethod
-    def execute(cls, model, positive, latent, steps: int, refinements: int, deep_skips: int, check: bool,
-                vae=None) -> io.NodeOutput:
+    def execute(cls, model, positive, latent, steps: int, refinements: int, deep_skips: int, check: bool, vae=None,
+                sigmas=None, depth: float = 1.0, trace_precision: str = "fp16") -> io.NodeOutput:
         from ..modules.host.inversion import invert, report_text
         from ..modules.host.preview import step_callback
         from ..modules.host.t_edit import vae_pixels
         samples = latent["samples"]
-        found = invert(model, positive, samples, steps, deep_skips, refinements, check, step_callback(model, steps))
+        found = invert(model, positive, samples, steps, deep_skips, refinements, check, step_callback(model, steps),
+                       depth, sigmas, PRECISIONS[trace_precision])
         again = samples if found.again is None else found.again
         pictures = (vae_pixels(vae, samples), vae_pixels(vae, again)) if vae is not None and check else None
         text = report_text(found, samples, pictures)
@@ -81,6 +93,7 @@ class FrozenRecordHSpace(io.ComfyNode):
                 io.Sigmas.Input("sigmas", tooltip="From BasicScheduler or Invert (DDIM)."),
                 io.Latent.Input("latent_image", tooltip="An empty latent, or the noise_latent of Invert (DDIM)."),
                 io.Int.Input("deep_skips", default=0, min=0, max=12, tooltip=DEEP),
+                io.Combo.Input("trace_precision", options=list(PRECISIONS), optional=True, tooltip=PRECISION),
             ],
             outputs=[
                 io.Latent.Output(display_name="output", tooltip="The sampled latents."),
@@ -90,12 +103,14 @@ class FrozenRecordHSpace(io.ComfyNode):
             ])
 
     @classmethod
-    def execute(cls, noise, guider, sampler, sigmas, latent_image, deep_skips: int) -> io.NodeOutput:
+    def execute(cls, noise, guider, sampler, sigmas, latent_image, deep_skips: int,
+                trace_precision: str = "fp16") -> io.NodeOutput:
         from ..modules.host.inversion import record_run
         from ..modules.host.preview import step_callback
         from ..modules.hspace.report import injection_plot
         samples, trace, report = record_run(noise, guider, sampler, sigmas, latent_image, deep_skips,
-                                            step_callback(guider.model_patcher, len(sigmas) - 1))
+                                            step_callback(guider.model_patcher, len(sigmas) - 1),
+                                            PRECISIONS[trace_precision])
         return io.NodeOutput({**latent_image, "samples": samples}, trace, injection_plot(report.rows))
 
 

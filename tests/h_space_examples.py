@@ -36,8 +36,8 @@ def run(model, sampler, cfg=1.0, steps=5, batch=1, start="noise", seed=5, positi
 
 
 def record(comfy_host, model, cfg=1.0, steps=5, batch=1, start="noise", deep_skips=0, sampler=None, positive=None,
-           by=None):
-    """(samples, trace) of an Euler run through the node; `by` a guider, None: CFG."""
+           by=None, **more):
+    """(samples, trace) of an Euler run through the node; `by` a guider, None: CFG; `more` of the node's inputs."""
     noise = torch.randn(batch, 4, SIZE, SIZE, generator=stream("h-space noise", start))
 
     class Noise:
@@ -49,7 +49,7 @@ def record(comfy_host, model, cfg=1.0, steps=5, batch=1, start="noise", deep_ski
     output, trace, _ = comfy_host.run(
         "FrozenRecordHSpace", noise=Noise(), guider=by or guider(model, cfg, positive),
         sampler=sampler or comfy_sampler("euler"), sigmas=levels(model, steps),
-        latent_image={"samples": torch.zeros_like(noise)}, deep_skips=deep_skips)
+        latent_image={"samples": torch.zeros_like(noise)}, deep_skips=deep_skips, **more)
     return output["samples"], trace
 
 

@@ -18,6 +18,7 @@ from .slerp import spherical_mean
 FORMAT, VERSION = "frozen-diffusion h-trace", "1"
 H = "h"                                             # the middle block's output
 INVERSION = "inversion"                             # where a trace comes from: see HTrace.about
+PRECISIONS = {"fp16": torch.float16, "fp32": torch.float32}
 FAR = 0.05                                          # of all timesteps: a nearest recorded step farther away is told
 TIMESTEPS = 1000
 
@@ -41,7 +42,7 @@ class HTrace:
     """Features over the steps of one run. Never changed after it is made: the host keeps it between runs.
 
     Attributes:
-        features: by place (see `places`): [S, B, C, H, W], float16 on the CPU. "h" is always there.
+        features: by place (see `places`): [S, B, C, H, W], float16 or float32 on the CPU. "h" is always there.
         times: [S] timesteps of the steps, any order.
         about: how it was made; "model" is the identity of the U-Net, "prompt" and "latent" are fingerprints, "from" is
             "inversion" or "sampling".
@@ -108,12 +109,13 @@ def merge_mean(traces: Sequence[HTrace], weights: Sequence[float]) -> HTrace:
     if len(shapes) > 1:
         raise TraceError(f"Traces of different shapes have no mean: {sorted(shapes)}. Record them with the same model, "
                          "size and batch.")
-    features = {}
+    means = {}
     for place in (place for place in first.features if all(place in trace.features for trace in traces)):
-        steps = [torch.stack([trace.features[place][trace.nearest(time)].float() for trace in traces])
-                 for time in first.times]
-        features[place] = torch.stack([spherical_mean(step, torch.tensor(weights)) for step in steps]).half()
-    return replace(first, features=features, about=about_all([trace.about for trace in traces]))
+        aligned = [trace.features[place][[trace.nearest(time) for time in first.times]] for trace in traces]
+        steps = [spherical_mean(torch.stack(step).float(), torch.tensor(weights))
+                 for step in zip(*aligned, strict=True)]
+        means[place] = torch.stack(steps).to(max((x.dtype for x in aligned), key=lambda dtype: dtype.itemsize))
+    return replace(first, features=means, about=about_all([trace.about for trace in traces]))
 
 
 def beside(first: HTrace, second: HTrace) -> HTrace:

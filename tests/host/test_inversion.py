@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from comfy.samplers import sampler_object
+from comfy.samplers import calculate_sigmas, sampler_object
 from comfy_extras import nodes_custom_sampler as custom
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
-from h_space_examples import QUICK
+from h_space_examples import QUICK, injected, record
 
 from frozen_diffusion.modules.host.inversion import inversion_grid, invert
 from frozen_diffusion.modules.hspace.trace import psnr
@@ -133,6 +133,93 @@ def test_as_many_steps_as_there_are_levels(quick):
     zero = ModelSamplingDiscrete().patch(quick, "v_prediction", zsnr=True)[0]
     times, sigmas = inversion_grid(zero.get_model_object("model_sampling"), 1000)
     assert times == list(range(len(times))) and 900 < len(times) < 1000 and (sigmas.diff() > 0).all()
+
+
+def over(model, sigmas, start=None, **more):
+    return invert(model, conditioning(1), picture() if start is None else start, 50, sigmas=sigmas, **more)
+
+
+@pytest.mark.fault("G5")
+@pytest.mark.parametrize("scheduler", ["normal", "karras", "simple"])
+def test_inversion_over_given_sigmas_meets_the_picture_over_the_same(comfy, quick, scheduler):
+    """Falling, rising, and as Flip Sigmas makes them; exactly where the noise does not depend on the picture."""
+    sigmas = calculate_sigmas(quick.get_model_object("model_sampling"), scheduler, 8)
+    eps = torch.randn(1, 4, SIZE, SIZE, generator=stream("constant eps"))
+    model = with_noise(quick, lambda x: eps)
+    flipped = comfy.run(custom.FlipSigmas, sigmas=sigmas)[0]
+    assert 0 < flipped[0] < 1e-3
+    found = [over(model, each, refinements=1) for each in (sigmas, sigmas.flip(0), flipped)]
+    for each in found:
+        torch.testing.assert_close(each.sigmas, sigmas)
+        torch.testing.assert_close(each.again, picture(), rtol=1e-4, atol=1e-4)
+        assert torch.equal(each.noise, found[0].noise) and each.trace.times == found[0].trace.times
+    assert found[0].trace.times[0] == 0 and found[0].trace.times[-1] == 999
+    model = with_noise(quick, NOISES["gentle"])
+    errors = [(over(model, sigmas, refinements=count).again - picture()).norm().item() for count in (0, 4)]
+    assert errors[1] < 0.1 * errors[0]
+
+
+@pytest.mark.fault("G5")
+def test_two_stages_of_an_inversion_are_the_whole(quick):
+    """Levels that do not end with 0 begin from a latent that is at the lowest of them."""
+    sigmas = calculate_sigmas(quick.get_model_object("model_sampling"), "normal", 8)
+    whole, lower = over(quick, sigmas), over(quick, sigmas[4:])
+    upper = over(quick, sigmas[:5], lower.noise)
+    torch.testing.assert_close(upper.noise, whole.noise, rtol=1e-4, atol=1e-4)
+    assert upper.sigmas[-1] == lower.sigmas[0] > 0
+    torch.testing.assert_close(upper.again, over(quick, sigmas[:5], lower.noise, refinements=0).again)
+
+
+@pytest.mark.fault("G5")
+def test_inversion_to_a_partial_depth(comfy, quick):
+    """The way back and the injection sampler begin there."""
+    text, start = conditioning(1), picture()
+    noise, trace, sigmas, again, _ = comfy.run(
+        "FrozenInvertDDIM", model=quick, positive=text, latent={"samples": start}, steps=11, refinements=2,
+        deep_skips=0, check=True, depth=0.6)
+    assert trace.times[-1] == 599 and len(trace.times) == 11 and sigmas[-1] == 0
+    sampling = quick.get_model_object("model_sampling")
+    assert sigmas[0] == pytest.approx(float(sampling.sigmas[599]), rel=1e-6)
+    back, content = (comfy.run(custom.SamplerCustom, model=quick, add_noise=False, noise_seed=0, cfg=1.0, positive=text,
+                               negative=text, sampler=sampler, sigmas=sigmas, latent_image=noise)[0]["samples"]
+                     for sampler in (sampler_object("euler"), injected(record(comfy, quick, steps=8)[1])))
+    torch.testing.assert_close(back, again["samples"], rtol=1e-4, atol=1e-4)
+    assert (back - start).norm() < 0.05 * start.norm() and not torch.allclose(content, back, atol=1e-2)
+    cut = over(quick, calculate_sigmas(sampling, "normal", 20), depth=0.6)
+    assert cut.trace.times[-1] <= 599 and cut.sigmas[0] <= sigmas[0] and cut.sigmas[-1] == 0
+
+
+@pytest.mark.fault("G5")
+@pytest.mark.parametrize(("given", "words"), [
+    ({"sigmas": torch.tensor([1.0, 2.0, 1.5])}, "rise or fall"),
+    ({"sigmas": torch.tensor([1.0, 1.0, 0.0])}, "rise or fall"),
+    ({"sigmas": torch.tensor([math.nan, 1.0])}, "rise or fall"), ({"sigmas": torch.tensor([2.0])}, "needs more"),
+    ({"sigmas": torch.tensor([14.0, 12.0]), "depth": 0.5}, "needs more"), ({"depth": 0.0}, "depth is the share"),
+    ({"depth": 1e-4}, "no further than timestep 0")])
+def test_levels_that_cannot_be_inverted_over(quick, given, words):
+    with pytest.raises(ValueError, match=words):
+        invert(quick, conditioning(1), picture(), 10, **given)
+
+
+@pytest.mark.fault("G7")
+def test_traces_are_kept_as_precisely_as_asked(comfy, quick):
+    """fp32: as the model gives them; fp16, the default: rounded to half precision. Files and merges keep either."""
+    half, same, full = (comfy.run(
+        "FrozenInvertDDIM", model=quick, positive=conditioning(1), latent={"samples": picture()}, steps=3,
+        refinements=0, deep_skips=1, check=False, **precision)[1] for precision in ({}, {"trace_precision": "fp16"},
+                                                                     {"trace_precision": "fp32"}))
+    for place, wanted in full.features.items():
+        assert half.features[place].dtype == torch.float16 and wanted.dtype == torch.float32
+        assert torch.equal(half.features[place], same.features[place])
+        assert torch.equal(half.features[place], wanted.half()) and not torch.equal(wanted.half().float(), wanted)
+    path = comfy.run("FrozenSaveHTrace", trace=full, filename_prefix="h_traces/precise")[0]
+    again = comfy.run("FrozenLoadHTrace", file=path)[0]
+    assert torch.equal(again.features["h"], full.features["h"]) and again.features["h"].dtype == torch.float32
+    for mode in ("mean",):
+        merged = comfy.run("FrozenMergeHSpace", trace_a=half, trace_b=full, mode=mode, weight=0.5)[0]
+        assert merged.features["h"].dtype == torch.float32
+    recorded = record(comfy, quick, steps=2, trace_precision="fp32")[1]
+    assert recorded.features["h"].dtype == torch.float32
 
 
 def test_latents_that_cannot_be_inverted(base):
