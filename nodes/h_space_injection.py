@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..modules.host.h_space import APPLY_TO, CHECKS, NORM_MODES
+from ..modules.host.h_space import APPLY_TO, CHECKS, NONE, NORM_MODES
 from ..modules.hspace.steps import PRESETS, InjectionSettings
 from .h_traces import HTrace
 
@@ -52,8 +52,10 @@ class FrozenHSpaceInjectionSampler(io.ComfyNode):
                 HTrace.Input("trace", tooltip="The content, from Invert (DDIM), Record h-Space or Load h-Trace."),
                 io.Combo.Input("preset", options=[CUSTOM, *PRESETS],
                                tooltip="custom: the values below. Others set gamma, t_edit, t_boost, omega and leave "
-                                       "those below unread. paper 0.3, 400, 200, 0.3; official script: omega 0; "
-                                       "painting: gamma 0.4, t_boost 0, omega 0; face part: omega 0, with a mask."),
+                                       "those below unread. paper 0.3, 400, 200, 0.3; painting: gamma 0.4, t_boost 0, "
+                                       "omega 0; face part: omega 0, with a mask. official script: InjectFusion's "
+                                       "released script at its defaults, omega 0; only apply_to, check, dt_lambda, "
+                                       "dt_end, replace_steps and shared_encoder are read. Needs 50 or 1000 steps."),
                 io.String.Input("gamma", default="0.3", tooltip=GAMMA),
                 io.Float.Input("t_edit", default=paper.t_edit, min=0.0, max=1001.0, step=1.0, tooltip=T_EDIT),
                 io.Float.Input("t_boost", default=paper.t_boost, min=0.0, max=1000.0, step=1.0,
@@ -67,11 +69,11 @@ class FrozenHSpaceInjectionSampler(io.ComfyNode):
                                        "whole step, several times weaker."),
                 *gamma_inputs(),
                 io.Float.Input("dt_lambda", default=paper.dt_lambda, min=0.9, max=1.1, step=0.0005, round=0.0001,
-                               tooltip="Factor on the direction to the noisy picture at t >= 950; the released code's "
-                                       "example has 0.9985. 1: off."),
+                               tooltip="Factor on the direction to the noisy picture on injected steps at or above "
+                                       "dt_end; the released code's example has 0.9985. 1: off. Acts with omega 0."),
                 io.Int.Input("replace_steps", default=paper.replace_steps, min=1, max=1000,
                              tooltip="Of more steps than that only so many may be injected, evenly spread; all if "
-                                     "there are no more."),
+                                     "there are no more. official script: the points of its grid."),
                 io.Boolean.Input("auto_gamma", default=False,
                                  tooltip="Scale gamma by 30 over the number of injected steps, up to 0.6."),
                 io.Boolean.Input("shared_encoder", default=False,
@@ -81,6 +83,8 @@ class FrozenHSpaceInjectionSampler(io.ComfyNode):
                 io.Float.Input("lead", default=paper.lead, min=0.0, max=1000.0, step=10.0, optional=True,
                                tooltip="Take the content's features from so many timesteps further on, where less "
                                        "noise is in them. 0: as in the paper."),
+                io.Float.Input("dt_end", default=paper.dt_end, min=0.0, max=1000.0, step=1.0, optional=True,
+                               tooltip="dt_lambda acts down to this timestep."),
             ],
             outputs=[io.Sampler.Output(tooltip="For SamplerCustom, SamplerCustomAdvanced or Record h-Space.")])
 
@@ -93,12 +97,13 @@ class FrozenHSpaceInjectionSampler(io.ComfyNode):
                 shared_encoder: bool, **settings) -> io.NodeOutput:
         from ..modules.host.h_space_sampling import InjectionRequest, injection_sampler
         from ..modules.hspace.curve import parse_curve
+        from ..modules.hspace.steps import with_preset
         if preset == CUSTOM:
             wanted = InjectionSettings(gamma=parse_curve(gamma), **settings)
         else:
-            known = PRESETS[preset]
-            wanted = InjectionSettings(**{**settings, "gamma": known.gamma, "t_edit": known.t_edit,
-                                          "t_boost": known.t_boost, "omega": known.omega})
+            wanted = with_preset(preset, settings)
+        if wanted.released:
+            norm_mode = NONE        # the script's mask
         return io.NodeOutput(injection_sampler(InjectionRequest(trace, wanted, apply_to, norm_mode, check,
                                                                 shared_encoder)))
 

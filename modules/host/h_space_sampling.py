@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import comfy.model_patcher
 import comfy.samplers
@@ -13,8 +13,17 @@ from torch import Tensor
 
 from ..about import same_model
 from ..hspace.curve import Curve
-from ..hspace.steps import InjectionSettings, calibrated, draws, euler, injected_steps, sample_injected
-from ..hspace.trace import HTrace, TraceError
+from ..hspace.steps import (
+    InjectionSettings,
+    T,
+    calibrated,
+    draws,
+    euler,
+    injected_steps,
+    sample_injected,
+    timestep_grid,
+)
+from ..hspace.trace import INVERSION, HTrace, TraceError
 from .calls import know_roles, prompts_of, with_roles
 from .h_space import (
     BOTH,
@@ -66,6 +75,9 @@ def sample_with_injection(model, x: Tensor, sigmas: Tensor, extra_args: dict | N
     levels, times = schedule_of(guider, sigmas)
     check_model(request.trace, guider.model_patcher, request.check, prompts_of(guider))
     check_steps(request.trace, times, request.check)
+    if request.settings.released:
+        check_released_grid(times, request.settings)
+        request = replace(request, trace=request.trace.without_last_level())
     denoise = InjectedDenoiser(model, extra_args, levels, times, request)
     report = extra_args["model_options"].get("transformer_options", {}).get(REPORT)
     warn_of_weak_settings(request.trace, denoise.injected, len(x), getattr(guider, "cfg", 1.0))
@@ -85,7 +97,7 @@ def warn_of_weak_settings(trace: HTrace, injected: int, batch: int, cfg: float) 
     if 0 < injected < FEW:
         logging.warning("Frozen Diffusion: only %d steps are injected; content hardly comes through. Take more steps "
                         "or a lower t_edit.", injected)
-    if injected and cfg > 1 and trace.about.get("from") == "inversion":
+    if injected and cfg > 1 and trace.about.get("from") == INVERSION:
         logging.warning("Frozen Diffusion: cfg is %g with an inverted picture; inversion is without guidance, so the "
                         "picture itself does not come back. Use cfg 1 to keep it.", cfg)
     if (most := max(part.batch for part in trace.parts)) > batch:
@@ -106,6 +118,17 @@ def schedule_of(guider, sigmas: Tensor) -> tuple[list[float], list[float]]:
                          "scheduler.")
     sampling = guider.inner_model.model_sampling
     return levels, [float(sampling.timestep(sigma)) for sigma in sigmas[:-1]]
+
+
+def check_released_grid(times: Sequence[float], settings: InjectionSettings) -> None:
+    """Raises ValueError for steps that hardly meet the grid on which the released script injects."""
+    points = [point for point in timestep_grid(settings.replace_steps)
+              if settings.t_edit <= point and min(times, default=T) <= point <= max(times, default=0)]
+    if (met := sum(injected_steps(times, settings))) < min(FEW, len(points)):
+        raise ValueError("The official script injects only where the sampled steps meet its grid of replace_steps "
+                         f"({settings.replace_steps}) timesteps; these meet it at {met} of {len(points)}. Use the "
+                         "sigmas of Invert (DDIM) with 50 or 1000 steps, or choose preset paper or custom, which take "
+                         "any steps.")
 
 
 class InjectedDenoiser:

@@ -71,12 +71,29 @@ class HTrace:
         return (replace(self, others=()) if self.others else self, *self.others)
 
     def nearest(self, time: float) -> int:
-        """The recorded step nearest to a timestep."""
-        return min(range(len(self.times)), key=lambda step: abs(self.times[step] - time))
+        """The recorded step nearest to a timestep; of two as near the noisier one, as in the released code."""
+        return min(range(len(self.times)), key=lambda step: (abs(self.times[step] - time), -self.times[step]))
 
     def gap(self, times: Sequence[float]) -> float:
         """The largest distance from one of `times` to the nearest recorded step, as a fraction of all timesteps."""
-        return max((abs(self.times[self.nearest(time)] - time) / TIMESTEPS for time in times), default=0.0)
+        if not len(times):
+            return 0.0
+        recorded, asked = (torch.tensor(each, dtype=torch.float64) for each in (self.times, list(times)))
+        return (asked[:, None] - recorded).abs().amin(1).max().item() / TIMESTEPS
+
+    def without_last_level(self) -> HTrace:
+        """As the released script records an inversion: without the features at its last, noisiest level.
+
+        Traces of other origin, and such as have one step only, are left as they are.
+        """
+        others = tuple(other.without_last_level() for other in self.others)
+        if self.about.get("from") != INVERSION or len(self.times) < 2:
+            return replace(self, others=others)
+        top = max(range(len(self.times)), key=lambda step: self.times[step])
+        kept = slice(None, -1) if top == len(self.times) - 1 else [s for s in range(len(self.times)) if s != top]
+        times = tuple(time for step, time in enumerate(self.times) if step != top)
+        return replace(self, features={place: x[kept] for place, x in self.features.items()}, times=times,
+                       others=others)
 
     def describe(self) -> str:
         """In a few words."""

@@ -1,6 +1,7 @@
 """h-space injection as mathematics: blending, the steps, the grid, traces; oracles in float64."""
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -249,10 +250,13 @@ def trace(name="t", steps=3, batch=2, channels=4, **changes):
 
 def test_traces_are_found_merged_and_masked():
     one, two = trace("one"), trace("two")
-    assert [one.nearest(time) for time in (0, 240, 260, 2000)] == [0, 0, 1, 2]
+    assert [one.nearest(time) for time in (0, 240, 250, 260, 2000)] == [0, 0, 1, 1, 2]      # 250 is as near to 0
     assert one.gap([0, 500, 600]) == pytest.approx(0.1)
     mean = merge_mean([one, two], [0.0, 1.0])
     torch.testing.assert_close(mean.features["h"].float(), two.features["h"].float(), rtol=2e-3, atol=2e-3)
+    inverted = replace(one, about={"from": "inversion"})
+    assert inverted.without_last_level().times == (0.0, 500.0) and one.without_last_level().times == one.times
+    assert beside(one, inverted).without_last_level().others[0].features["h"].shape[0] == 2
     region = masked(one, torch.full((1, 8, 8), 0.6), threshold=0.5, strength=2.0)
     assert region.mask.shape == (1, 1, 8, 8) and region.threshold == 0.5 and one.mask is None
     both = beside(region, two)
