@@ -1,7 +1,7 @@
 """h-space: content injection without training (InjectFusion), as a sampler and as a patch of a MODEL."""
 from __future__ import annotations
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..modules.host.h_space import APPLY_TO, CHECKS, NONE, NORM_MODES
 from ..modules.hspace.steps import PRESETS, InjectionSettings
@@ -141,6 +141,49 @@ class FrozenInjectHSpace(io.ComfyNode):
                                             gamma_skips))
 
 
+class FrozenHSpaceGrid(io.ComfyNode):
+    """Every content in every style."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FrozenHSpaceGrid",
+            display_name="h-Space Grid",
+            category="frozen/h-space",
+            description="Injects each content of a trace into each picture of a batch of latents, with the h-Space "
+                        "Injection Sampler, and lays the results out: a row for each content, a column for each style.",
+            inputs=[
+                io.Noise.Input("noise", tooltip="DisableNoise for inverted latents; RandomNoise for empty ones."),
+                io.Guider.Input("guider", tooltip="From BasicGuider or CFGGuider, at cfg 1 for inverted latents."),
+                io.Sampler.Input("sampler", tooltip="From h-Space Injection Sampler, with a trace of one or more "
+                                                    "contents: that of a batch, or several by Merge h-Traces (batch)."),
+                io.Sigmas.Input("sigmas", tooltip="From Invert (DDIM)."),
+                io.Latent.Input("latent_image", tooltip="The styles: the noise_latent of Invert (DDIM), of one picture "
+                                                        "or a batch."),
+                io.Vae.Input("vae", tooltip="Decodes the results."),
+                io.Image.Input("content_images", optional=True, tooltip="The contents, shown left of their rows."),
+                io.Image.Input("style_images", optional=True, tooltip="The styles, shown above their columns."),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="output", tooltip="All results, row by row."),
+                io.Image.Output(display_name="images", tooltip="The same as pictures."),
+                io.Image.Output(display_name="sheet", tooltip="All of them in one picture."),
+            ],
+            is_output_node=True)
+
+    @classmethod
+    def execute(cls, noise, guider, sampler, sigmas, latent_image, vae, content_images=None,
+                style_images=None) -> io.NodeOutput:
+        from ..modules.host.h_space_grid import contents_of, sample_grid
+        from ..modules.host.preview import step_callback
+        from ..modules.hspace.report import grid_sheet
+        steps = len(contents_of(sampler)) * (len(sigmas) - 1)
+        samples = sample_grid(noise, guider, sampler, sigmas, latent_image, step_callback(guider.model_patcher, steps))
+        images = vae.decode(samples)
+        sheet = grid_sheet(images, len(latent_image["samples"]), content_images, style_images)
+        return io.NodeOutput({"samples": samples}, images, sheet, ui=ui.PreviewImage(sheet, cls=cls))
+
+
 class FrozenLatentCalibration(io.ComfyNode):
     """Latent calibration for other edits of a U-Net."""
 
@@ -169,4 +212,4 @@ class FrozenLatentCalibration(io.ComfyNode):
         return io.NodeOutput(calibration_sampler(edited_model, omega, start, end))
 
 
-NODES = [FrozenHSpaceInjectionSampler, FrozenInjectHSpace, FrozenLatentCalibration]
+NODES = [FrozenHSpaceInjectionSampler, FrozenInjectHSpace, FrozenHSpaceGrid, FrozenLatentCalibration]

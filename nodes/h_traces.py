@@ -42,14 +42,15 @@ class FrozenMergeHSpace(io.ComfyNode):
             node_id="FrozenMergeHSpace",
             display_name="Merge h-Traces",
             category="frozen/h-space",
-            description="Several contents at once: their mean on the sphere, or one beside the other, each in its "
-                        "mask. Chain the node for more.",
+            description="Several contents at once: their mean on the sphere, one beside the other, each in its mask, "
+                        "or as a batch. Chain the node for more.",
             inputs=[
                 HTrace.Input("trace_a", tooltip="One content."),
                 HTrace.Input("trace_b", tooltip="The other."),
-                io.Combo.Input("mode", options=["mean", "beside"],
+                io.Combo.Input("mode", options=["mean", "beside", "batch"],
                                tooltip="mean: between the two. beside: both act, each in its mask; where both do, b "
-                                       "last."),
+                                       "last. batch: the pictures of both one after another, for h-Space Grid or a "
+                                       "batch of latents."),
                 io.Float.Input("weight", default=0.5, min=0.0, max=1.0, step=0.01, tooltip="mean: the share of "
                                                                                            "trace_b."),
             ],
@@ -57,9 +58,11 @@ class FrozenMergeHSpace(io.ComfyNode):
 
     @classmethod
     def execute(cls, trace_a, trace_b, mode: str, weight: float) -> io.NodeOutput:
-        from ..modules.hspace.trace import beside, merge_mean
+        from ..modules.hspace.trace import beside, merge_batch, merge_mean
         both = (trace_a, trace_b)
-        return io.NodeOutput(merge_mean(both, (1 - weight, weight)) if mode == "mean" else beside(*both))
+        if mode == "mean":
+            return io.NodeOutput(merge_mean(both, (1 - weight, weight)))
+        return io.NodeOutput(merge_batch(both) if mode == "batch" else beside(*both))
 
 
 class FrozenSaveHTrace(io.ComfyNode):

@@ -95,6 +95,22 @@ class HTrace:
         return replace(self, features={place: x[kept] for place, x in self.features.items()}, times=times,
                        others=others)
 
+    def contents(self) -> tuple[HTrace, ...]:
+        """One trace for each picture in it, traces beside it included. Raises TraceError if those hold other numbers of
+        pictures."""
+        wrong = sorted({part.batch for part in self.parts} - {1, self.batch})
+        if wrong:
+            raise TraceError(f"The trace holds {self.batch} pictures and one beside it {wrong[0]}. Merge traces of as "
+                             "many pictures, or of one.")
+        return tuple(replace(self.picture(number), others=tuple(other.picture(number) for other in self.others))
+                     for number in range(self.batch))
+
+    def picture(self, number: int) -> HTrace:
+        """Picture `number` of it alone, without the traces beside it; the only one if it holds one."""
+        rows = slice(0, 1) if self.batch == 1 else slice(number, number + 1)
+        mask = self.mask if self.mask is None or len(self.mask) == 1 else self.mask[number % len(self.mask)][None]
+        return replace(self, features={place: x[:, rows] for place, x in self.features.items()}, mask=mask, others=())
+
     def describe(self) -> str:
         """In a few words."""
         channels, height, width = self.features[H].shape[2:]
@@ -119,20 +135,44 @@ def check_channels(trace: HTrace, place: str, channels: int) -> None:
 def merge_mean(traces: Sequence[HTrace], weights: Sequence[float]) -> HTrace:
     """The spherical mean of traces step by step, on the first one's grid. Raises TraceError if they do not fit."""
     first = traces[0]
-    if any(trace.mask is not None or trace.others for trace in traces):
-        raise TraceError("Only plain traces have a mean; one of these carries a mask or further traces. Merge first, "
-                         "then mask.")
+    check_plain(traces, "have a mean")
     shapes = {tuple(trace.features[H].shape[1:]) for trace in traces}
     if len(shapes) > 1:
         raise TraceError(f"Traces of different shapes have no mean: {sorted(shapes)}. Record them with the same model, "
                          "size and batch.")
     means = {}
-    for place in (place for place in first.features if all(place in trace.features for trace in traces)):
-        aligned = [trace.features[place][[trace.nearest(time) for time in first.times]] for trace in traces]
+    for place, aligned in on_first_grid(traces).items():
         steps = [spherical_mean(torch.stack(step).float(), torch.tensor(weights))
                  for step in zip(*aligned, strict=True)]
         means[place] = torch.stack(steps).to(max((x.dtype for x in aligned), key=lambda dtype: dtype.itemsize))
     return replace(first, features=means, about=about_all([trace.about for trace in traces]))
+
+
+def merge_batch(traces: Sequence[HTrace]) -> HTrace:
+    """Their pictures one after another as one batch, on the first one's grid. Raises TraceError if they do not fit."""
+    first = traces[0]
+    check_plain(traces, "make a batch")
+    sizes = {tuple(trace.features[H].shape[2:]) for trace in traces}
+    if len(sizes) > 1:
+        raise TraceError(f"Traces of different sizes make no batch: {sorted(sizes)}. Record them with the same model "
+                         "and size.")
+    features = {place: torch.cat(aligned, dim=1) for place, aligned in on_first_grid(traces).items()}
+    return replace(first, features=features, about=about_all([trace.about for trace in traces]))
+
+
+def check_plain(traces: Sequence[HTrace], what: str) -> None:
+    """Raises TraceError if one carries a mask or further traces."""
+    if any(trace.mask is not None or trace.others for trace in traces):
+        raise TraceError(f"Only plain traces {what}; one of these carries a mask or further traces. Merge first, then "
+                         "mask.")
+
+
+def on_first_grid(traces: Sequence[HTrace]) -> dict[str, list[Tensor]]:
+    """By place that all have: the features of each trace [S, B, C, H, W] at the steps nearest to the first one's."""
+    first = traces[0]
+    steps = [[trace.nearest(time) for time in first.times] for trace in traces]
+    return {place: [trace.features[place][of] for trace, of in zip(traces, steps, strict=True)]
+            for place in first.features if all(place in trace.features for trace in traces)}
 
 
 def beside(first: HTrace, second: HTrace) -> HTrace:

@@ -215,7 +215,7 @@ def test_traces_are_kept_as_precisely_as_asked(comfy, quick):
     path = comfy.run("FrozenSaveHTrace", trace=full, filename_prefix="h_traces/precise")[0]
     again = comfy.run("FrozenLoadHTrace", file=path)[0]
     assert torch.equal(again.features["h"], full.features["h"]) and again.features["h"].dtype == torch.float32
-    for mode in ("mean",):
+    for mode in ("mean", "batch"):
         merged = comfy.run("FrozenMergeHSpace", trace_a=half, trace_b=full, mode=mode, weight=0.5)[0]
         assert merged.features["h"].dtype == torch.float32
     recorded = record(comfy, quick, steps=2, trace_precision="fp32")[1]

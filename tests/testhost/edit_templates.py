@@ -37,8 +37,8 @@ def injection(trace: str, **changes) -> dict:
     settings = {"preset": "custom", "gamma": "1.0", "t_edit": 200.0, "t_boost": 200.0, "omega": 0.0,
                 "mode": "asymmetric", "apply_to": "both", "norm_mode": "masked", "check": "model", "gamma_skips": 1.0,
                 "dt_lambda": 1.0, "replace_steps": 50, "auto_gamma": False, "shared_encoder": True, "lead": 200.0}
-    return node("FrozenHSpaceInjectionSampler", trace=[trace, 0 if trace.startswith(("loaded", "both")) else 1],
-                **(settings | changes))
+    place = 0 if trace.startswith(("loaded", "both", "contents")) else 1
+    return node("FrozenHSpaceInjectionSampler", trace=[trace, place], **(settings | changes))
 
 
 def sampled(latent: list, sigmas: list, sampler: list, text: str = "empty") -> dict:
@@ -138,6 +138,34 @@ def h_space_clip() -> Template:
                             "latent of one, and *Load Sprite World* in place of the motion module): its features "
                             "go into every frame. With the host's context windows each window gets the features of its "
                             "own frames." + OWN_MODEL + OWN_VALUES,))
+
+
+def h_space_grid() -> Template:
+    graph = world() | picture("content", CONTENT, CONTENT_SEED) | picture("style", STYLE, STYLE_SEED)
+    graph |= picture("second content", "a large apple on the left of a pink plain background", 8)
+    graph |= picture("second style", "a small star on the left of a blue striped background", STYLE_SEED)
+    graph |= inverted("content", DEEP) | inverted("second content", DEEP)
+    graph |= {
+        "contents": node("FrozenMergeHSpace", trace_a=["content inverted", 1], trace_b=["second content inverted", 1],
+                         mode="batch", weight=0.5),
+        "content images": node("ImageBatch", image1=["content decode", 0], image2=["second content decode", 0]),
+        "styles": node("LatentBatch", samples1=["style", 0], samples2=["second style", 0]),
+        "style images": node("ImageBatch", image1=["style decode", 0], image2=["second style decode", 0]),
+        "kept": node("CLIPTextEncode", clip=["world", 1], text="a striped background")}
+    graph |= inverted("styles", text="kept")
+    graph |= {
+        "injection": injection("contents"),
+        "noise": node("DisableNoise"),
+        "guider": node("BasicGuider", model=["world", 0], conditioning=["kept", 0]),
+        "grid": node("FrozenHSpaceGrid", noise=["noise", 0], guider=["guider", 0], sampler=["injection", 0],
+                     sigmas=["styles inverted", 2], latent_image=["styles inverted", 0], vae=["world", 2],
+                     content_images=["content images", 0], style_images=["style images", 0]),
+        "save": node("SaveImage", images=["grid", 2], filename_prefix="frozen_diffusion/content_and_style_grid")}
+    return Template(graph, ("## Every content in every style\n*h-Space Grid* injects each content of a trace into each "
+                            "picture of a batch of latents: a row for each content, a column for each style.\n\n*Merge "
+                            "h-Traces* (batch) puts contents together that were inverted with prompts of their own, "
+                            "*Latent Batch* the styles; chain both nodes for more. The sampler's settings count for "
+                            "all of them." + OWN_PICTURES + OWN_VALUES,))
 
 
 def h_space_any_sampler() -> Template:
@@ -252,5 +280,5 @@ def latent_basis_prompt_slider() -> Template:
                             "Unplug **basis** for the steepest way." + OWN_PICTURES + OWN_STRENGTH,))
 
 
-EDIT_TEMPLATES = (h_space_content_and_style, h_space_masked, h_space_clip, h_space_any_sampler, latent_basis_directions,
-                  latent_basis_transport, latent_basis_prompt_slider)
+EDIT_TEMPLATES = (h_space_content_and_style, h_space_masked, h_space_grid, h_space_clip, h_space_any_sampler,
+                  latent_basis_directions, latent_basis_transport, latent_basis_prompt_slider)

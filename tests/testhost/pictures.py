@@ -38,6 +38,7 @@ EDITS = {       # template: {picture: its output nodes, side by side; sheets bel
                                   "h_space_report": ("what it did",)},
     "h_space_masked": {"h_space_masked": ("content shown", "second shown", "style shown", "save"),
                        "h_space_calibration": ("calibration",)},
+    "h_space_grid": {"h_space_grid": ("save",)},
     "h_space_clip": {"h_space_clip": ("content sheet", "sheet")},
     "h_space_any_sampler": {"h_space_any_sampler": ("content shown", "light shown", "save")},
     "latent_basis_directions": {"latent_basis_directions": ("save",), "latent_basis_report": ("plot",)},

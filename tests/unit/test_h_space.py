@@ -24,6 +24,7 @@ from frozen_diffusion.modules.hspace.trace import (
     TraceError,
     beside,
     masked,
+    merge_batch,
     merge_mean,
     psnr,
     read_trace,
@@ -254,6 +255,9 @@ def test_traces_are_found_merged_and_masked():
     assert one.gap([0, 500, 600]) == pytest.approx(0.1)
     mean = merge_mean([one, two], [0.0, 1.0])
     torch.testing.assert_close(mean.features["h"].float(), two.features["h"].float(), rtol=2e-3, atol=2e-3)
+    both = merge_batch([one, two])
+    assert both.batch == 4 and [torch.equal(each.features["h"], both.features["h"][:, row:row + 1])
+                                for row, each in enumerate(both.contents())] == [True] * 4
     inverted = replace(one, about={"from": "inversion"})
     assert inverted.without_last_level().times == (0.0, 500.0) and one.without_last_level().times == one.times
     assert beside(one, inverted).without_last_level().others[0].features["h"].shape[0] == 2
