@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..modules.training.motion import MotionRecipe
+from ..modules.training.motion import HEADS, NEGATIVES, MotionRecipe
 
 ClipDataset = io.Custom("FROZEN_CLIP_DATASET")
 MotionModule = io.Custom("FROZEN_MOTION_MODULE")
@@ -150,8 +150,9 @@ class FrozenTrainMotionModule(io.ComfyNode):
                 io.Int.Input("trs_from", default=recipe.trs_from, min=0, max=1000000, optional=True,
                              tooltip="Steps before the TRS loss begins."),
                 io.Float.Input("dc", default=recipe.dc, min=0.0, max=10.0, step=0.001, round=0.0001, optional=True,
-                               tooltip="Weight of HARIVO's DC loss (frames of a clip mean the same), e.g. 0.01. "
-                                       "0: off. It needs 64 different videos and begins when it has seen them."),
+                               tooltip="Weight of HARIVO's DC loss (frames of a clip mean the same, other clips "
+                                       "something else), e.g. 0.01. 0: off. It compares the clips of a batch, so "
+                                       "batch_size must be 2 or more."),
                 io.Int.Input("lora_rank", default=recipe.lora_rank, min=0, max=256, optional=True,
                              tooltip="Train only a change of this rank on the temporal attentions of motion_module; "
                                      "HARIVO's parts are trained whole. 0: all weights."),
@@ -168,6 +169,14 @@ class FrozenTrainMotionModule(io.ComfyNode):
                 io.Combo.Input("optimizer", options=["adamw", "muon"], default=recipe.optimizer, optional=True,
                                tooltip="muon makes more of few steps; learning rates are those of adamw. It wants "
                                        "torch 2.9 or newer."),
+                io.Combo.Input("dc_negatives", options=list(NEGATIVES), default=recipe.dc_negatives, optional=True,
+                               tooltip="What the DC loss keeps a clip apart from. batch: the other clips of its batch. "
+                                       "queue: clips of earlier steps, as in the paper; it needs 64 different videos, "
+                                       "and clips became more alike with it, not less."),
+                io.Combo.Input("dc_head", options=list(HEADS), default=recipe.dc_head, optional=True,
+                               tooltip="mlp: the DC loss sees the bottleneck through a projection head, which is "
+                                       "trained with it and then dropped, as in the paper. none: it sees the "
+                                       "bottleneck itself, which is stronger."),
             ],
             outputs=[
                 MotionModule.Output(display_name="motion_module",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..about import same_model, tells_weights
 from ..motion.module import MotionConfig, MotionModule, fresh_motion_module
-from ..motion.smoothness import check_videos
+from ..motion.smoothness import check_videos, unit_length
 from ..motion.temporal_lora import adapt_attentions, plain_state
 from ..motion.total_loss import LossMemory, TotalLoss, fresh_head
 from ..training.average import MovingAverage, trainable
@@ -34,6 +34,7 @@ from .private_unet import PrivateUNet, check_trainable, noise_levels
 from .weights import model_identity
 
 SAMPLE_STEPS, SAMPLE_CFG = 20, 5.0
+BEFORE_CHOICES = {"DC negatives": "queue", "DC head": "mlp"}    # of checkpoints from before these could be chosen
 
 
 class HostCodec:
@@ -96,7 +97,7 @@ class MotionTraining:
             raise ValueError("scattered frames were asked for, but the motion module to start from is of AnimateDiff "
                              "v1, whose norms are over all frames of a clip. Train it on runs of frames.")
         if recipe.dc:
-            check_videos(len({source.video(index) for index in range(len(source))}))
+            check_videos(len({source.video(index) for index in range(len(source))}), recipe.dc_negatives)
         self.levels = noise_levels(model, self.config.beta_schedule)
         self.warm = warm
         self.codec = HostCodec(vae, clip)
@@ -124,7 +125,7 @@ class MotionTraining:
             self.predict = PrivateUNet(self.model, self.module, self.frames, recipe.precision == "bf16",
                                        recipe.gradient_checkpointing, watch=bool(recipe.trs or recipe.dc))
             self.trained = nn.ModuleDict({"motion": self.module})
-            if recipe.dc:
+            if recipe.dc and recipe.dc_head == "mlp":
                 self.trained["head"] = fresh_head(self.bottleneck, recipe.seed).to(self.predict.device)
             self.average = MovingAverage(self.trained, recipe.ema)
 
@@ -132,11 +133,11 @@ class MotionTraining:
         """Train; see `loop.train`. Closing it, or an interrupt, leaves a checkpoint to resume from."""
         self.prepare()
         recipe = self.recipe
-        store = CheckpointStore(self.checkpoint, self.about()) if self.checkpoint else None
-        if store and store.exists() and self.is_image_model(then := store.facts()["about"].get("image model")):
-            store.about["image model"] = then
+        store = CheckpointStore(self.checkpoint, self.about(), BEFORE_CHOICES) if self.checkpoint else None
         if store and store.exists() and not self.resume:
             store.path.replace(store.path.with_suffix(".previous.safetensors"))
+        if store and store.exists() and self.is_image_model(then := store.facts()["about"].get("image model")):
+            store.about["image model"] = then
         self.losses = store.losses() if store else []
         loss = denoising_loss(self.predict, self.levels, self.predict.latents_in, self.predict.device,
                               recipe.snr_limit, recipe.noise_shift, recipe.pure_noise)
@@ -144,9 +145,9 @@ class MotionTraining:
         if recipe.trs or recipe.dc:
             with torch.inference_mode(False):
                 memory = LossMemory(self.bottleneck).to(self.predict.device)
+            head = self.trained["head"] if "head" in self.trained else unit_length
             loss = TotalLoss(loss, self.predict.features, trainable(self.module).values(), memory, recipe.trs,
-                             recipe.trs_from, recipe.dc, self.trained["head"] if recipe.dc else None,
-                             recipe.accumulate)
+                             recipe.trs_from, recipe.dc, head, recipe.accumulate, recipe.dc_negatives)
         steps = train(self.trained, loss, self.batch, recipe.settings(), store, self.average, self.rate, memory)
         with contextlib.closing(steps):
             for record in steps:
@@ -177,6 +178,7 @@ class MotionTraining:
     def about(self) -> dict[str, str]:
         """What a checkpoint must agree on to be resumed here."""
         recipe, start = self.recipe, "scratch"
+        contrast = {"DC negatives": recipe.dc_negatives, "DC head": recipe.dc_head} if recipe.dc else {}
         if self.warm:
             start = f"{self.warm.source} ({name_of_weights(self.warm.module)})"
         return {"clips": self.clips.name, "text model": self.codec.clip_name,
@@ -189,7 +191,7 @@ class MotionTraining:
                 "mapping network": str(self.config.mapping_width), "frame tokens": str(self.config.frame_tokens),
                 "TRS": f"{recipe.trs} from step {recipe.trs_from}", "DC": str(recipe.dc),
                 "LoRA rank": str(recipe.lora_rank),
-                "image model": model_identity(self.model)}
+                "image model": model_identity(self.model)} | contrast
 
     def sample(self) -> Tensor:
         """A clip of the averaged weights, the same noise every time. Returns [F, H, W, 3] in 0..1."""

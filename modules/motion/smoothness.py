@@ -1,11 +1,13 @@
 """HARIVO's losses besides denoising: TRS on self-attention maps (sec. 3.3), DC on the bottleneck (sec. 3.4).
 
-The formula of DC is the paper's. TRS is a reconstruction: that neighbouring frames' self-attention maps of the upper
-decoder are made alike is sourced, norm, layers and weight are ours.
+The formula of DC is the paper's, and so is its queue of negatives from earlier steps, here a switch. By default the
+negatives come from the current batch: a queue's entries come from earlier weights, and a step of all clips away from
+them lowers the loss without making clips differ (harivo.md 11). TRS is a reconstruction: that neighbouring frames'
+self-attention maps of the upper decoder are made alike is sourced, norm, layers and weight are ours.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,8 @@ ROWS = 256                      # rows of an attention map in memory at once
 QUEUE, LEAST_NEGATIVES = 1024, 64
 EMBEDDING = 128
 EMPTY = -1                      # number of no video
+
+Head = Callable[[Tensor], Tensor]       # g: h [..., C] -> unit vectors [..., D]
 
 
 def map_distance(q: Tensor, k: Tensor, scale: float) -> Tensor:
@@ -61,15 +65,20 @@ def dc_loss(first: Tensor, second: Tensor, others: Tensor, tau: float = TEMPERAT
     return ((first @ others.T / tau).logsumexp(1) - positive).mean()
 
 
+def unit_length(h: Tensor) -> Tensor:
+    """h-space vectors [..., C] at length 1: g without a projection head."""
+    return functional.normalize(h, dim=-1)
+
+
 class ProjectionHead(nn.Module):
-    """g: h-space vectors [N, C] -> unit vectors [N, EMBEDDING]. Used in training only."""
+    """g: h-space vectors [..., C] -> unit vectors [..., EMBEDDING]. Used in training only."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, EMBEDDING))
 
     def forward(self, h: Tensor) -> Tensor:
-        return functional.normalize(self.layers(h), dim=1)
+        return unit_length(self.layers(h))
 
 
 class Negatives(nn.Module):
@@ -101,31 +110,60 @@ class Negatives(nn.Module):
         return self.h[(self.videos != EMPTY) & (self.videos != video)].float()
 
 
-def check_videos(videos: int) -> None:
-    """Raises ValueError if the queue never grows long enough for DC to begin with clips of so many videos."""
-    if videos < LEAST_NEGATIVES:
+def check_videos(videos: int, negatives: str) -> None:
+    """Raises ValueError if DC can never act with clips from so many different videos. negatives: "batch" or "queue"."""
+    if videos < 2:
         raise ValueError(f"The DC loss was asked for, but the clips come from {videos} different videos. It compares "
-                         f"videos and begins when it has seen {LEAST_NEGATIVES} of them. Add videos, or set dc to 0.")
+                         "videos and needs at least 2. Add videos, or set dc to 0.")
+    if negatives == "queue" and videos < LEAST_NEGATIVES:
+        raise ValueError(f"The DC loss with a queue of negatives was asked for, but the clips come from {videos} "
+                         f"different videos. It begins when it has seen {LEAST_NEGATIVES} of them. Add videos, set "
+                         "dc_negatives to batch, or set dc to 0.")
 
 
-def decoupled_contrast(h: Tensor, videos: Sequence[int], head: ProjectionHead, negatives: Negatives,
-                       generator: torch.Generator) -> Tensor | None:
-    """DC of a batch: two random frames of every clip against the queue, both ways; then one of them joins the queue.
+def batch_contrast(h: Tensor, videos: Sequence[int], head: Head, generator: torch.Generator) -> Tensor | None:
+    """DC of a batch: two random frames of every clip against all frames of the batch's clips of other videos.
+
+    h [B, F, C] pooled bottleneck features, `videos` the numbers of their videos. The gradient reaches the negatives
+    too. Returns None if all clips are of one video.
+    """
+    first, second = random_pairs(h, len(videos), generator)
+    if len(set(videos)) < 2:
+        return None
+    rows = torch.arange(len(videos), device=h.device)
+    with torch.autocast(h.device.type, enabled=False):      # bfloat16 has steps of 1/256 where cosines are near 1
+        z = head(h.float())                                                             # [B, F, D]
+        others = (torch.cat([clip for clip, of in zip(z, videos, strict=True) if of != video]) for video in videos)
+        return symmetric_contrast(z[rows, first], z[rows, second], others)
+
+
+def queue_contrast(h: Tensor, videos: Sequence[int], head: Head, queue: Negatives,
+                   generator: torch.Generator) -> Tensor | None:
+    """DC of a batch: two random frames of every clip against the queue; then one of them joins the queue.
 
     h [B, F, C] pooled bottleneck features, `videos` the numbers of their videos. Returns None while the queue has
     fewer than LEAST_NEGATIVES entries.
     """
-    pairs = torch.stack([torch.randperm(h.shape[1], generator=generator)[:2] for _ in videos]).to(h.device)
+    first, second = random_pairs(h, len(videos), generator)
     rows = torch.arange(len(videos), device=h.device)
-    one, two = h[rows, pairs[:, 0]].float(), h[rows, pairs[:, 1]].float()       # [B, C]
+    one, two = h[rows, first].float(), h[rows, second].float()                          # [B, C]
     loss = None
-    if len(negatives) >= LEAST_NEGATIVES:
-        z1, z2 = head(one), head(two)
-        terms = []
-        for row, video in enumerate(videos):
-            others = head(negatives.without(video))
-            a, b = z1[row:row + 1], z2[row:row + 1]
-            terms += [dc_loss(a, b, others), dc_loss(b, a, others)]
-        loss = torch.stack(terms).mean()
-    negatives.push(videos, one)
+    if len(queue) >= LEAST_NEGATIVES:
+        loss = symmetric_contrast(head(one), head(two), (head(queue.without(video)) for video in videos))
+    queue.push(videos, one)
     return loss
+
+
+def random_pairs(h: Tensor, clips: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Indices of two different frames of every clip, each [B]. h [B, F, C]"""
+    pairs = torch.stack([torch.randperm(h.shape[1], generator=generator)[:2] for _ in range(clips)]).to(h.device)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def symmetric_contrast(z1: Tensor, z2: Tensor, others: Iterable[Tensor]) -> Tensor:
+    """`dc_loss` both ways, mean over the clips. z1, z2 [B, D]; others: the negatives of each clip, [Q, D]."""
+    terms = []
+    for row, negatives in enumerate(others):
+        a, b = z1[row:row + 1], z2[row:row + 1]
+        terms += [dc_loss(a, b, negatives), dc_loss(b, a, negatives)]
+    return torch.stack(terms).mean()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .smoothness import Negatives, ProjectionHead, decoupled_contrast, trs_loss
+from .smoothness import Head, Negatives, ProjectionHead, batch_contrast, queue_contrast, trs_loss
 
 SHARE = 0.1                             # most of the denoising loss's gradient norm that an auxiliary may have
 CALIBRATE_FROM = 200                    # steps
@@ -61,11 +61,13 @@ class TotalLoss:
         trs, dc: the lambdas, 0 = off. trs_from: steps before TRS begins.
         head: g of the DC loss; None when dc is 0.
         accumulate: draws a step.
+        negatives: of the DC loss, "batch" or "queue".
     """
 
     def __init__(self, denoise: Callable[..., Tensor], features: Callable[[], Features],
                  trained: Iterable[nn.Parameter], memory: LossMemory, trs: float, trs_from: int, dc: float,
-                 head: ProjectionHead | None, accumulate: int = 1):
+                 head: Head | None, accumulate: int = 1, negatives: str = "batch"):
+        self.negatives = negatives
         self.denoise, self.features, self.memory, self.head = denoise, features, memory, head
         self.trained, self.trs, self.dc = list(trained), trs, dc
         self.trs_from, self.calibrate_from = accumulate * trs_from, accumulate * CALIBRATE_FROM
@@ -77,7 +79,7 @@ class TotalLoss:
         if self.trs and draw >= self.trs_from:
             terms["trs"] = self.trs * trs_loss(seen.attention)
         if self.dc:
-            contrast = decoupled_contrast(seen.h, batch.videos, self.head, self.memory.negatives, generator)
+            contrast = self.contrast(seen.h, batch.videos, generator)
             if contrast is not None:
                 terms["dc"] = self.dc * contrast
         for name, term in terms.items():
@@ -85,6 +87,12 @@ class TotalLoss:
             total = total + self.factor(name, denoise, term, draw, report) * term
         self.memory.draws += 1
         return total, report
+
+    def contrast(self, h: Tensor, videos: Sequence[int], generator: torch.Generator) -> Tensor | None:
+        """L_DC of h [B, F, C] and the numbers of the clips' videos; None where it has no negatives yet."""
+        if self.negatives == "queue":
+            return queue_contrast(h, videos, self.head, self.memory.negatives, generator)
+        return batch_contrast(h, videos, self.head, generator)
 
     def factor(self, name: str, denoise: Tensor, term: Tensor, draw: int, report: dict[str, float]) -> float:
         """f of a term; measures gradients while calibrating, and now and then for the report."""

@@ -25,11 +25,13 @@ class CheckpointStore:
         path: where it is kept, e.g. "runs/motion.safetensors".
         about: what the run is about (names of the model and the data, say). A checkpoint made for something
             else is refused when resuming.
+        assumed: what a checkpoint was made with that is older than an entry of `about` and does not hold it.
     """
 
-    def __init__(self, path: str | Path, about: Mapping[str, str] | None = None):
+    def __init__(self, path: str | Path, about: Mapping[str, str] | None = None,
+                 assumed: Mapping[str, str] | None = None):
         self.path = Path(path)
-        self.about = dict(about or {})
+        self.about, self.assumed = dict(about or {}), dict(assumed or {})
 
     def exists(self) -> bool:
         return self.path.is_file()
@@ -69,10 +71,11 @@ class CheckpointStore:
     def load(self) -> tuple[dict[str, Tensor], dict]:
         """The tensors and the facts. Raises CheckpointError if the file is none of ours or of another run."""
         facts = self.facts()
+        made = self.assumed | facts["about"]
         for name, value in self.about.items():
-            if facts["about"].get(name) != value:
+            if made.get(name) != value:
                 raise CheckpointError(
-                    f"The checkpoint {self.path} was made with {name} {facts['about'].get(name)!r}, this run "
+                    f"The checkpoint {self.path} was made with {name} {made.get(name)!r}, this run "
                     f"has {value!r}. Use the same, or give another checkpoint name.")
         return load_file(str(self.path)), facts
 

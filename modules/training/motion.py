@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from .loop import TrainSettings
 
 FRESH_SCHEDULE = "sqrt_linear"      # linear betas, with which AnimateDiff was trained; the name is the host's
+NEGATIVES = ("batch", "queue")      # what DC compares a clip with: the batch's other clips, or clips of earlier steps
+HEADS = ("mlp", "none")             # DC's projection head: one that is trained with it, or none, so h itself
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class MotionRecipe:
     trs: float = 0.0                    # weight of the TRS loss, 0 = off; HARIVO: 0.05
     trs_from: int = 500                 # steps before TRS begins: at first, equal frames would be its easiest answer
     dc: float = 0.0                     # weight of the DC loss, 0 = off; HARIVO: 0.01
+    dc_negatives: str = "batch"         # one of NEGATIVES; HARIVO: queue
+    dc_head: str = "mlp"                # one of HEADS; HARIVO has a head
     lora_rank: int = 0                  # train only a change of this rank on the temporal attentions, 0 = all weights
     beta_schedule: str = "auto"         # of the warm start, else FRESH_SCHEDULE; "keep" = the model's own
     warm_start_rate: float = 0.1        # factor on the learning rate of weights taken from a warm start
@@ -54,6 +58,13 @@ class MotionRecipe:
         for name in ("frame_tokens", "trs", "dc", "lora_rank", "trs_from"):
             if (value := getattr(self, name)) < 0:
                 raise ValueError(f"{name} is 0 (off) or positive; {value} was given.")
+        for name, allowed in {"dc_negatives": NEGATIVES, "dc_head": HEADS}.items():
+            if (value := getattr(self, name)) not in allowed:
+                raise ValueError(f"{name} is {' or '.join(allowed)}; {value!r} was given.")
+        if self.dc and self.dc_negatives == "batch" and self.batch_size < 2:
+            raise ValueError("The DC loss compares the clips of a batch, and batch_size is 1. Set batch_size to 2 or "
+                             "more (accumulate does not replace it: its batches are computed one after the other), set "
+                             "dc_negatives to queue, or set dc to 0.")
         if self.snr_limit < 0:
             raise ValueError(f"snr_limit is 0 (plain loss) or positive, e.g. 5; {self.snr_limit} was given.")
         if not 0.1 <= self.noise_shift <= 20:

@@ -69,7 +69,8 @@ def training_seconds(model, config: MotionConfig, frames: int, side: int, precis
         memory = LossMemory(SD15[-1]).to(unet.device)
         memory.negatives.push(range(LEAST_NEGATIVES), torch.randn(LEAST_NEGATIVES, SD15[-1]))
         head = trained["head"] = fresh_head(SD15[-1], 0).to(unet.device)
-        loss = TotalLoss(loss, unet.features, trainable(module).values(), memory, 0.05, 0, 0.01, head)
+        loss = TotalLoss(loss, unet.features, trainable(module).values(), memory, 0.05, 0, 0.01, head,
+                         negatives="queue")        # one clip has no other
     batch = ClipBatch(torch.randn(1, frames, 4, side, side, generator=stream("latents")),
                       Text(torch.randn(1, 77, 768, generator=stream("text")), None), (LEAST_NEGATIVES + 1,))
     settings = TrainSettings(STEPS + 1, precision=precision)

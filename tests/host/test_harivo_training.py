@@ -1,24 +1,35 @@
 """Training HARIVO's parts and losses on tiny random models of the real topologies, in the host."""
 from __future__ import annotations
 
+import argparse
+import json
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 from motion_examples import TINY, random_motion
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from training_examples import RECIPE, Squares, inputs, prepared, preview_vae, run, same, state
 
+from frozen_diffusion.modules.demo.train_harivo import options
+from frozen_diffusion.modules.demo.train_motion import run_training
+from frozen_diffusion.modules.demo.training import WEIGHTS
 from frozen_diffusion.modules.host.motion import hold_motion
 from frozen_diffusion.modules.host.private_unet import PrivateUNet
 from frozen_diffusion.modules.host.training_progress import spoken
 from frozen_diffusion.modules.motion import smoothness, total_loss
 from frozen_diffusion.modules.motion.module import MotionConfig, fresh_motion_module
 from frozen_diffusion.modules.motion.smoothness import trs_loss
+from frozen_diffusion.modules.training import command
+from frozen_diffusion.modules.training.checkpoint import CheckpointError
 from frozen_diffusion.modules.training.loop import StepRecord
 from testhost.models import CONTEXT
 
 HARIVO = replace(RECIPE, steps=6, temporal_convolution=True, mapping_width=8, frame_tokens=2, trs=0.05, trs_from=2,
                  dc=0.01, checkpoint_every=2)
+QUEUE = replace(HARIVO, dc_negatives="queue")
 PARTS = MotionConfig("sd15", TINY.channels, temporal_convolution=True, mapping_width=8, frame_tokens=2,
                      text_channels=CONTEXT)
 
@@ -66,7 +77,7 @@ def test_the_time_left_may_be_days():
 def test_the_line_about_a_step_keeps_the_last_share_of_each_term(setup, monkeypatch):
     """Shares are measured in draws 0 and 4 here; before that, and for a plain training, the line has none."""
     monkeypatch.setattr(total_loss, "REPORT_EVERY", 4)
-    training = setup(replace(HARIVO, trs_from=0))
+    training = setup(replace(QUEUE, trs_from=0))
     with torch.inference_mode():
         list(training.encode())
         told = list(spoken(training.records(), HARIVO.steps))
@@ -81,16 +92,35 @@ def test_the_line_about_a_step_keeps_the_last_share_of_each_term(setup, monkeypa
 
 
 def test_too_few_videos_for_the_contrastive_loss_are_refused(setup, monkeypatch):
-    """64 different videos suffice; fewer would leave the loss out for ever."""
+    """64 different videos suffice for the queue, two for the batch; fewer would leave the loss out for ever."""
     monkeypatch.setattr(smoothness, "LEAST_NEGATIVES", 4)
-    with pytest.raises(ValueError, match="from 3 different videos.*has seen 4 of them. Add videos, or set dc to 0"):
-        setup()
-    setup(replace(HARIVO, dc=0.0))
+    with pytest.raises(ValueError, match="from 3 different videos.*has seen 4 of them. Add videos, set dc_negatives"):
+        setup(QUEUE)
+    setup()
+    setup(replace(QUEUE, dc=0.0))
     monkeypatch.setattr(smoothness, "LEAST_NEGATIVES", 3)
-    assert "dc" in run_extras(setup(replace(HARIVO, batch_size=1)))[-1]
+    assert "dc" in run_extras(setup(replace(QUEUE, batch_size=1)))[-1]
     monkeypatch.setattr(Squares, "video", lambda self, index: "one")
-    with pytest.raises(ValueError, match="from 1 different videos"):
-        setup()
+    for recipe in (HARIVO, QUEUE):
+        with pytest.raises(ValueError, match="from 1 different videos. It compares videos"):
+            setup(recipe)
+
+
+def test_batch_negatives_need_two_clips_a_draw_however_many_are_accumulated():
+    """Told when the recipe is made, so before anything is encoded or trained."""
+    for accumulate in (1, 8):
+        with pytest.raises(ValueError, match="batch_size is 1. Set batch_size to 2 or more .*dc_negatives to queue"):
+            replace(HARIVO, batch_size=1, accumulate=accumulate)
+    replace(HARIVO, batch_size=1, dc=0.0)
+    for name, choices in (("dc_negatives", "batch or queue"), ("dc_head", "mlp or none")):
+        with pytest.raises(ValueError, match=f"{name} is {choices}; 'both' was given"):
+            replace(HARIVO, **{name: "both"})
+
+
+def test_batch_negatives_act_from_the_first_step_and_without_a_head_nothing_else_is_trained(setup):
+    training = setup(replace(HARIVO, steps=2, dc_head="none"))
+    assert all("dc" in extras for extras in run_extras(training))
+    assert list(training.trained) == ["motion"]
 
 
 def test_a_cancelled_training_with_all_losses_goes_on_bit_for_bit(setup):
@@ -100,6 +130,27 @@ def test_a_cancelled_training_with_all_losses_goes_on_bit_for_bit(setup):
     second = setup(name="cut")
     after = run(second)
     assert before + after == expected
+    assert same(state(second.result()), state(whole.result()))
+
+
+def test_a_checkpoint_from_before_the_choice_of_negatives_goes_on_with_its_queue_and_head_only(setup, tmp_path):
+    """What it says nothing of was the queue and the head; the rest of such a training is bit for bit the same."""
+    recipe = replace(QUEUE, steps=4)
+    whole = setup(recipe, name="whole")
+    expected = run(whole)
+    before = run(setup(recipe, name="old"), stop_after=2)
+    path = tmp_path / "old.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    facts = json.loads(metadata["facts"])
+    assert (facts["about"].pop("DC negatives"), facts["about"].pop("DC head")) == ("queue", "mlp")
+    save_file(load_file(path), path, metadata | {"facts": json.dumps(facts)})
+    for changes, sentence in (({"dc_negatives": "batch"}, "with DC negatives 'queue', this run has 'batch'"),
+                              ({"dc_head": "none"}, "with DC head 'mlp', this run has 'none'")):
+        with pytest.raises(CheckpointError, match=sentence):
+            run(setup(replace(recipe, **changes), name="old"))
+    second = setup(recipe, name="old")
+    assert before + run(second) == expected
     assert same(state(second.result()), state(whole.result()))
 
 
@@ -172,7 +223,19 @@ def test_lora_only_keeps_the_rest_of_the_temporal_layers(setup):
 
 
 def test_another_choice_of_parts_is_not_resumed(setup):
-    from frozen_diffusion.modules.training.checkpoint import CheckpointError
     run(setup(name="same"), stop_after=1)
     with pytest.raises(CheckpointError, match="TRS"):
         run(setup(replace(HARIVO, trs=0.1), name="same"))
+
+
+def test_the_card_of_the_shipped_weights_names_the_recipe_they_were_trained_with(tmp_path):
+    """Its command, with the DC loss of then, is that of the ablation's row "full"."""
+    card = (WEIGHTS / "sprite_harivo.md").read_text()
+    words = re.search(r"train motion (.*?)`", card).group(1).split()
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    written = command.recipe_of(parser.parse_args(words))
+    assert (written.dc, written.dc_negatives, written.dc_head) == (0.01, "queue", "mlp")
+    there = tmp_path / "trained.safetensors"
+    there.touch()                               # so that nothing is trained
+    assert run_training(options("full"), there, tmp_path)[1] == written

@@ -17,7 +17,6 @@ from frozen_diffusion.modules.host import training_progress
 from frozen_diffusion.modules.host.motion import apply_motion, hold_motion
 from frozen_diffusion.modules.host.private_unet import PrivateUNet, copy_unet, noise_levels
 from frozen_diffusion.modules.host.training import MotionTraining, build_module, checkpoint_path, module_config
-from frozen_diffusion.modules.motion import smoothness
 from frozen_diffusion.modules.motion.module import MotionConfig, fresh_motion_module
 from frozen_diffusion.modules.training.checkpoint import CheckpointError
 from frozen_diffusion.modules.training.encoded import ClipBatch
@@ -291,10 +290,11 @@ def test_the_node_trains_harivo_with_its_losses(comfy, tiny_sd15, vae, tmp_path,
         return comfy.run("FrozenTrainMotionModule", model=tiny_sd15(), vae=vae, clip=WordClip(), clips=clips,
                          checkpoint="harivo", **settings)[0]
 
-    with pytest.raises(ValueError, match="come from 4 different videos.*has seen 64 of them"):
+    with pytest.raises(ValueError, match="batch_size is 1. Set batch_size to 2 or more"):
         train()
-    monkeypatch.setattr(smoothness, "LEAST_NEGATIVES", 2)
-    config = train().config
+    with pytest.raises(ValueError, match="come from 4 different videos.*has seen 64 of them"):
+        train(dc_negatives="queue")
+    config = train(batch_size=2, steps=2).config
     assert (config.mapping_width, config.frame_tokens, config.temporal_convolution) == (8, 2, True)
     assert ", trs 0." in told[-1] and ", dc " in told[-1]
 

@@ -213,11 +213,11 @@ def train_harivo() -> Template:
                             "*folder*, **max_clips** to 0 (all), **frames** to 24 and the size to 256x256, exchange *Load "
                             "Sprite World* for *Load Checkpoint*, and start from an AnimateDiff file: connect *Load Motion "
                             "Module* to **motion_module**. In *Train Motion Module*: **steps** 5000 or more, "
-                            "**learning_rate** 1e-4 (the file's layers learn at a tenth of it), **batch_size** 1 with "
-                            "**accumulate** 8, **gradient_checkpointing** on, **mapping_width** 128, **trs** 0.05, "
+                            "**learning_rate** 1e-4 (the file's layers learn at a tenth of it), **batch_size** 2 with "
+                            "**accumulate** 4, **gradient_checkpointing** on, **mapping_width** 128, **trs** 0.05, "
                             "**trs_from** 500, **beta_schedule** *auto*, a **checkpoint** name and a **sample_prompt** of your "
-                            "own. **dc** needs at least 64 different videos. We have not trained at that size.\n\nUse clips "
-                            "without watermarks. If yours have one: train a spatial LoRA on single frames first, so that it "
+                            "own. **dc** compares the clips of a batch, so **batch_size** must be 2 or more. We have not "
+                            "trained at that size.\n\nUse clips without watermarks. If yours have one: train a spatial LoRA on single frames first, so that it "
                             "carries the watermark, merge it while training, and leave it out when you sample.",))
 
 

@@ -15,9 +15,12 @@ from frozen_diffusion.modules.motion.smoothness import (
     Negatives,
     ProjectionHead,
     attention_distance,
+    batch_contrast,
+    check_videos,
     dc_loss,
-    decoupled_contrast,
+    queue_contrast,
     trs_loss,
+    unit_length,
 )
 from frozen_diffusion.modules.motion.temporal_lora import adapt_attentions, plain_state
 from frozen_diffusion.modules.motion.total_loss import (
@@ -116,16 +119,101 @@ def test_contrast_waits_for_its_queue_and_never_meets_its_own_video():
     head, queue, seed = ProjectionHead(12), Negatives(12), torch.Generator().manual_seed(0)
     h = randn(2, 6, 12)
     for start in range(0, LEAST_NEGATIVES, 2):
-        assert decoupled_contrast(h, [start, start + 1], head, queue, seed) is None
-    loss = decoupled_contrast(h.requires_grad_(), [0, 999], head, queue, seed)
+        assert queue_contrast(h, [start, start + 1], head, queue, seed) is None
+    loss = queue_contrast(h.requires_grad_(), [0, 999], head, queue, seed)
     loss.backward()
     assert h.grad.abs().sum() > 0 and len(queue) == LEAST_NEGATIVES + 1
     assert queue.without(0).shape[0] == LEAST_NEGATIVES
     both, others = h.detach()[:1, :2], queue.without(0)             # with two frames every draw has the same pair
-    loss = decoupled_contrast(both, [0], head, queue, seed)
+    loss = queue_contrast(both, [0], head, queue, seed)
     z1, z2 = head(both[:, 0]), head(both[:, 1])
     torch.testing.assert_close(loss, (dc_loss(z1, z2, head(others)) + dc_loss(z2, z1, head(others))) / 2)
     assert head(h.detach()[:, 0]).norm(dim=1).tolist() == pytest.approx([1, 1])
+
+
+def queue_step(h, videos, head, queue, generator):
+    """DC against the queue, step by step as the first release did it."""
+    pairs = torch.stack([torch.randperm(h.shape[1], generator=generator)[:2] for _ in videos])
+    one, two = (torch.stack([h[row, pair[side]] for row, pair in enumerate(pairs)]) for side in (0, 1))
+    z1, z2, terms = head(one), head(two), []
+    for row, video in enumerate(videos):
+        others = head(queue.h[(queue.videos != -1) & (queue.videos != video)].float())
+        for a, b in ((z1[row:row + 1], z2[row:row + 1]), (z2[row:row + 1], z1[row:row + 1])):
+            positive = (a * b).sum(1) / 0.1
+            terms.append(((a @ others.T / 0.1).logsumexp(1) - positive).mean())
+    queue.push(videos, one)
+    return torch.stack(terms).mean()
+
+
+def test_the_queue_is_bit_for_bit_what_it_was():
+    head, results = fresh_head(12, 0), []
+    for contrast in (queue_step, queue_contrast):
+        queue, generator = Negatives(12, length=80), torch.Generator().manual_seed(1)
+        h = randn(3, 6, 12).requires_grad_()
+        queue.push(range(70), randn(70, 12, seed=2))
+        loss = contrast(h, [3, 70, 71], head, queue, generator)
+        results.append([loss, *torch.autograd.grad(loss, (h, *head.parameters())), queue.h, queue.videos,
+                        torch.rand(1, generator=generator)])
+    assert all(torch.equal(was, now) for was, now in zip(*results, strict=True))
+
+
+def batch_by_hand(h, videos, pairs, project) -> torch.Tensor:
+    """DC of a batch in float64, cosine by cosine. h [B, F, C]; pairs: the two frames of every clip."""
+    def cosine(a, b):
+        return (a @ b) / (a @ a).sqrt() / (b @ b).sqrt()
+
+    z, terms = [[project(frame) for frame in clip] for clip in h], []
+    for clip, (one, two) in enumerate(pairs):
+        negatives = [frame for other, frames in enumerate(z) if videos[other] != videos[clip] for frame in frames]
+        for a, b in ((one, two), (two, one)):
+            scores = [(cosine(z[clip][a], negative) / 0.1).exp() for negative in negatives]
+            terms.append(sum(scores).log() - cosine(z[clip][a], z[clip][b]) / 0.1)
+    return sum(terms) / len(terms)
+
+
+@pytest.mark.parametrize("videos", [(1, 2, 3), (1, 2, 1)])
+@pytest.mark.parametrize("head", [fresh_head(12, 0), unit_length])
+def test_batch_negatives_are_all_frames_of_the_other_videos_clips_with_their_gradient(head, videos):
+    h = randn(3, 4, 12).requires_grad_()
+    loss = batch_contrast(h, videos, head, torch.Generator().manual_seed(1))
+    found = torch.autograd.grad(loss, h)[0]
+    generator = torch.Generator().manual_seed(1)
+    pairs = [torch.randperm(4, generator=generator)[:2].tolist() for _ in videos]
+    exact = h.detach().double().requires_grad_()
+    weights = [tensor.detach().double() for tensor in head.parameters()] if head is not unit_length else []
+
+    def project(frame):
+        if not weights:
+            return frame                    # without a head: the feature itself
+        first, bias, second, last = weights
+        return second @ (first @ frame + bias).clamp(min=0) + last
+
+    expected = batch_by_hand(exact, videos, pairs, project)
+    gradient = torch.autograd.grad(expected, exact)[0]
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.double(), gradient, rtol=1e-4, atol=1e-4 * gradient.abs().max().item())
+    negatives_only = [frame for frame in range(4) if frame not in pairs[0]]
+    assert (found[0, negatives_only].norm(dim=1) > 1e-3 * found.norm()).all()   # the negatives are moved as well
+
+
+def test_batch_contrast_of_one_video_is_left_out_and_half_precision_is_kept_away():
+    h, generator = randn(2, 4, 12), torch.Generator().manual_seed(0)
+    assert batch_contrast(h, (7, 7), unit_length, generator) is None
+    near = 1 + 1e-3 * h                                                 # cosines of .999999
+    plain = batch_contrast(near, (1, 2), fresh_head(12, 0), torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        half = batch_contrast(near, (1, 2), fresh_head(12, 0), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(half, plain, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("videos, negatives, sentence", [
+    (1, "batch", "from 1 different videos. It compares videos and needs at least 2"),
+    (1, "queue", "from 1 different videos. It compares videos and needs at least 2"),
+    (63, "queue", "from 63 different videos. It begins when it has seen 64 of them.*set dc_negatives to batch")])
+def test_too_few_videos_are_told(videos, negatives, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        check_videos(videos, negatives)
+    check_videos(64 if negatives == "queue" else 2, negatives)
 
 
 class Toy:
@@ -155,18 +243,20 @@ class EvenToy(Toy):
         return self.weight.square().sum()
 
 
-@pytest.mark.parametrize("kind", [Toy, EvenToy])
-def test_auxiliaries_get_a_tenth_of_the_gradient_once_calibrated(kind, monkeypatch):
+@pytest.mark.parametrize("kind, negatives, begins", [
+    (Toy, "queue", 32), (EvenToy, "queue", 32), (EvenToy, "batch", 0)])         # 64 entries after 32 draws of two
+def test_auxiliaries_get_a_tenth_of_the_gradient_once_calibrated(kind, negatives, begins, monkeypatch):
     monkeypatch.setattr(total_loss, "REPORT_EVERY", 1)
     toy, memory = kind(), LossMemory(3)
     loss = TotalLoss(toy.denoise, toy.features, [toy.weight], memory, trs=5000.0, trs_from=100, dc=5000.0,
-                     head=fresh_head(3, 0))
+                     head=fresh_head(3, 0), negatives=negatives)
     reports = []
     for draw in range(251):
         total, report = loss(Videos(2 * draw, 2 * draw + 1), torch.Generator().manual_seed(draw))
         reports.append(report)
     assert "trs" not in reports[99] and "trs" in reports[100]
-    assert "dc" not in reports[31] and "dc" in reports[32]              # 64 entries after 32 draws of two
+    assert ["dc" in report for report in reports] == [draw >= begins for draw in range(251)]
+    assert len(memory.negatives) == (502 if negatives == "queue" else 0)
     assert int(memory.trs_count) == int(memory.dc_count) == CALIBRATE_FOR
     for term in ("trs", "dc"):
         norms = getattr(memory, f"{term}_norms")
