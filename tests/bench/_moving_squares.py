@@ -120,7 +120,7 @@ class Toy:
                                      for count, seed in ((CLIPS, 0), (UNSEEN, 1)))
         self.latents = torch.stack([self.unseen.latents(index) for index in range(UNSEEN)])
         self.texts = [self.unseen.text(self.unseen.source.caption(index)) for index in range(UNSEEN)]
-        self.rows: dict[str, PrivateUNet] = {}
+        self.trained: dict[MotionRecipe, PrivateUNet] = {}
         self.learn_images()
 
     def learn_images(self) -> None:
@@ -145,11 +145,15 @@ class Toy:
                 self.model.model.diffusion_model.load_state_dict(unet.state_dict())
 
     def unet(self, row: str) -> PrivateUNet:
-        """The frozen U-Net with the row's motion module, which is trained the first time it is asked for."""
-        if row not in self.rows:
-            module = self.train(row, ROWS[row], self.plain).module.float()
-            self.rows[row] = PrivateUNet(self.model, module, FRAMES, gradient_checkpointing=False, watch=True)
-        return self.rows[row]
+        """The frozen U-Net with the row's motion module."""
+        return self.trained_by(ROWS[row], row)
+
+    def trained_by(self, recipe: MotionRecipe, name: str) -> PrivateUNet:
+        """The frozen U-Net with the module of a recipe, which is trained the first time it is asked for."""
+        if recipe not in self.trained:
+            module = self.train(name, recipe, self.plain).module.float()
+            self.trained[recipe] = PrivateUNet(self.model, module, FRAMES, gradient_checkpointing=False, watch=True)
+        return self.trained[recipe]
 
     @cached_property
     def plain(self) -> LoadedMotion:
