@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import comfy.model_sampling
@@ -24,6 +25,9 @@ from .motion import check_percents
 from .private_unet import attend
 
 KEY = "frozen_mitigating_gradient"
+EXTRA = "frozen_extra_call"     # in the transformer options of calls that are no step of the sampling
+# Of the check of a gradient by differences: their step as a share of the latent's length, and the error it may have.
+DIFFERENCE, HALF_DIFFERENCE = (0.001, 0.05), (0.005, 0.5)
 FAST, EXACT = "fast", "exact"
 MODES = (FAST, EXACT)
 
@@ -56,6 +60,7 @@ def mitigate_gradient(model, alpha: float, mode: str = FAST, order: int = 1, sta
     if mode == FAST:
         model.set_model_sampler_post_cfg_function(mitigation.after_guidance)
     else:
+        model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, around_sampling)
         model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, mitigation.around_guidance)
     return model
 
@@ -80,7 +85,10 @@ class Mitigation:
         return rows_of(smooth, denoised)
 
     def around_guidance(self, executor, x: Tensor, timestep: Tensor, model_options: dict | None = None, seed=None):
-        """PREDICT_NOISE: `exact` mode, x0' = x0 - alpha sigma^2 J^T grad E through the guided U-Net. x [(b f), ...]"""
+        """PREDICT_NOISE: `exact` mode, x0' = x0 - alpha sigma^2 J^T grad E through the guided U-Net. x [(b f), ...]
+
+        Once a run the gradient is compared with differences of the prediction, for two more calls of the U-Net.
+        """
         guider = executor.class_obj
         sigma = self.active_sigma(timestep, guider.inner_model.model_sampling)
         if sigma is None:
@@ -91,8 +99,7 @@ class Mitigation:
         check_gradients(guider.model_patcher)
         if self.clips(x).shape[1] <= self.order:        # too short to change along time
             return executor(x, timestep, model_options, seed)
-        options = {**model_options, "transformer_options": {**model_options["transformer_options"],
-                                                            "optimized_attention_override": attend}}
+        options = with_options(model_options, optimized_attention_override=attend)
         with torch.inference_mode(False), torch.no_grad():
             denoised, pull_back = torch.func.vjp(
                 lambda given: executor(given, timestep.clone(), options, seed), x.clone())
@@ -106,6 +113,13 @@ class Mitigation:
         if not slope.any() and gradient.any():
             raise ValueError("No gradient came back from the U-Net: another node replaces a part of it by something "
                              "without a derivative. Use mode fast, or take that node away.")
+        checked = model_options["transformer_options"].get(KEY, set())
+        if self not in checked and gradient.any():
+            extra = with_options(options, **{EXTRA: True})
+            with torch.inference_mode(False), torch.no_grad():
+                check_slope(lambda given: executor(given, timestep.clone(), extra, seed), x.clone(), gradient, slope,
+                            HALF_DIFFERENCE if in_half_precision(guider.inner_model) else DIFFERENCE)
+            checked.add(self)
         clips = self.clips(denoised)
         alpha = limited_alpha(self.alpha, sigma, self.order)
         moved = clips - alpha * sigma ** 2 * self.clips(slope.to(denoised))
@@ -138,8 +152,46 @@ class Mitigation:
         return energy(clips, self.order).sum() * clips[0, 0].numel() / REFERENCE
 
 
+def around_sampling(executor, *args, **kwargs):
+    """OUTER_SAMPLE: the nodes whose gradient was checked in this run."""
+    executor.class_obj.model_options["transformer_options"].setdefault(KEY, set())
+    return executor(*args, **kwargs)
+
+
+def with_options(model_options: Mapping, **entries) -> dict:
+    """A copy of the host's model options with more entries in their transformer options."""
+    return {**model_options, "transformer_options": {**model_options["transformer_options"], **entries}}
+
+
+def in_half_precision(base) -> bool:
+    """Whether the host's BaseModel `base` computes in fewer than 32 bits."""
+    return (base.manual_cast_dtype or base.get_dtype()) not in (torch.float32, torch.float64)
+
+
+def check_slope(predict: Callable[[Tensor], Tensor], x: Tensor, gradient: Tensor, slope: Tensor,
+                difference: tuple[float, float]) -> None:
+    """Raises RuntimeError unless slope = J^T gradient for the J of `predict` at x: <gradient, J v> = <slope, v> along
+    v = slope / || slope ||, J v by central differences. difference: (share of || x || for a step, tolerance)."""
+    share, tolerance = difference
+    length = slope.double().norm()
+    step = share * float(x.double().norm() / length) * slope.to(x)
+    change = ((predict(x + step) - predict(x - step)).double() * gradient.double()).sum() / 2
+    expected = (slope.double() * step.double()).sum()
+    error = float((change - expected).abs() / expected)
+    if not error <= tolerance:
+        raise RuntimeError(
+            f"The gradient through the U-Net differs by {error:.0%} from how its prediction changes, at most "
+            f"{tolerance:.0%} is allowed. The usual cause are weights that ComfyUI or another node moves or overwrites "
+            "in the middle of a run. Use mode fast, or start ComfyUI with --highvram.")
+
+
 def check_gradients(patcher) -> None:
     """Raises ValueError where the U-Net's weights come and go during a run, so that gradients would be wrong."""
+    is_dynamic = getattr(patcher, "is_dynamic", None)       # of newer hosts
+    if is_dynamic is not None and is_dynamic():
+        raise ValueError("Mode exact needs the whole U-Net in the device's memory, but ComfyUI streams its weights "
+                         "layer by layer here (dynamic loading). Use mode fast, or start ComfyUI with "
+                         "--disable-dynamic-vram.")
     if getattr(patcher.model, "model_lowvram", False):
         raise ValueError("Mode exact needs the whole U-Net in the device's memory, but ComfyUI loads it piece by piece "
                          "here. Use mode fast, free memory, or make fewer frames or smaller ones.")
