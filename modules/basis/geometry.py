@@ -3,10 +3,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+Point = TypeVar("Point")
 SEGMENTS = 30           # of a path, the first paper's
 QUARTER = 0.125         # a quarter of Nyquist, in cycles per pixel
 
@@ -73,12 +75,13 @@ def slerp(a: Tensor, b: Tensor, segments: int = SEGMENTS) -> list[Tensor]:
             for i in range(segments + 1)]
 
 
-def curvedness(points: Sequence[Tensor], tangent: Callable[[Tensor], Tensor]) -> Iterator[float]:
-    """D_geo of the tangent spaces at the ends of every segment, one after the other; their sum is the path's length.
+def curvedness(points: Sequence[Point], tangent: Callable[[Point], Tensor]) -> Iterator[float]:
+    """D_geo of the tangent spaces at the ends of every segment, one after the other; their sum is the semantic path
+    length. The paper's table 1: shorter for slerp than for lerp.
 
     Args:
-        points: latents along the path, e.g. from `lerp` or `slerp`.
-        tangent: x -> U [k, ...], the basis in H at a latent.
+        points: along the path, e.g. latents from `lerp` or `slerp`.
+        tangent: point -> U [k, ...], the basis in H there.
 
     Source: arXiv 2302.12469, curvedness and semantic path length.
     """
@@ -88,11 +91,6 @@ def curvedness(points: Sequence[Tensor], tangent: Callable[[Tensor], Tensor]) ->
         if before is not None:
             yield geodesic_distance(before, here)
         before = here
-
-
-def semantic_path_length(points: Sequence[Tensor], tangent: Callable[[Tensor], Tensor]) -> float:
-    """The sum of `curvedness` over all segments. The paper's table 1: shorter for slerp than for lerp."""
-    return sum(curvedness(points, tangent))
 
 
 def power(V: Tensor) -> tuple[Tensor, Tensor]:

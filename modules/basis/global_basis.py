@@ -17,19 +17,16 @@ KARCHER_STEPS, MATCH_STEPS = 20, 50
 SETTLED = 1e-10
 
 
-def global_basis(bases: Sequence[Tensor], inverse_cosine: bool = False) -> Tensor:
+def global_basis(bases: Sequence[Tensor]) -> Tensor:
     """The global basis [k, ...] of N local ones [k, ...], orthonormal, in the type of the first.
 
     Directions keep the order and signs of the first sample's. To use one, carry it by `transport`.
-
-    Args:
-        inverse_cosine: match at the cost 1 / |cos|, as the official call asks for, and not at -|cos|.
 
     Raises ValueError for no bases or shapes that differ.
     """
     coordinates, span = joint_coordinates(bases)
     mean = frechet_mean(coordinates)                                            # [d, k]
-    basis = span @ mean @ mean_rotation(mean.T @ coordinates, inverse_cosine)   # [m, k]
+    basis = span @ mean @ mean_rotation(mean.T @ coordinates)                   # [m, k]
     return basis.T.reshape(bases[0].shape).to(bases[0])
 
 
@@ -83,27 +80,26 @@ def exp_map(at: Tensor, tangent: Tensor) -> Tensor:
     return torch.linalg.qr(moved).Q
 
 
-def mean_rotation(bases: Tensor, inverse_cosine: bool = False) -> Tensor:
+def mean_rotation(bases: Tensor) -> Tensor:
     """The mean [k, k] of bases [N, k, k] (columns, within one subspace) up to order and sign: every one is matched to
     the mean so far, they are averaged, and the nearest rotation is taken, until nothing changes."""
     mean = polar(bases[0])
     for _ in range(MATCH_STEPS):
-        matched = torch.stack([match(basis, mean, inverse_cosine) for basis in bases])
+        matched = torch.stack([match(basis, mean) for basis in bases])
         before, mean = mean, polar(matched.mean(0))
         if float((mean - before).norm()) < SETTLED:
             break
     return mean
 
 
-def match(basis: Tensor, reference: Tensor, inverse_cosine: bool = False) -> Tensor:
+def match(basis: Tensor, reference: Tensor) -> Tensor:
     """The columns of basis [d, k] in the order and with the signs that fit those of reference [d, k] best.
 
     The assignment is the Hungarian algorithm's on |cos|.
     """
     from scipy.optimize import linear_sum_assignment
     cosine = reference.T @ basis                                                # [k, k]
-    cost = 1 / cosine.abs().clamp(min=1e-12) if inverse_cosine else -cosine.abs()
-    row, column = linear_sum_assignment(cost.numpy())
+    row, column = linear_sum_assignment(-cosine.abs().numpy())
     sign = torch.where(cosine[row, column] < 0, -1.0, 1.0).to(basis)
     return basis[:, column] * sign
 

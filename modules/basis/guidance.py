@@ -18,21 +18,18 @@ from torch import Tensor
 Eps = Callable[[Tensor], Tensor]
 KAPPA = 0.99                # of the normalisation, the paper's
 TOO_FAR = 0.05              # change of || x || beyond which the latent has left the shell where noise lives
-# gamma from this t / T on. The code gives it at tenths (Stable Diffusion) and fifths (pixel models); halfway is ours.
-GAMMA = {"sd": ((0.85, 0.5), (0.65, 1.0), (0.0, 2.0)),
-         "pixel": ((0.9, 0.5), (0.7, 1.0), (0.5, 4.0), (0.0, 16.0))}
+# gamma from this t / T on, for Stable Diffusion. The code gives it at tenths; halfway is ours.
+GAMMA = ((0.85, 0.5), (0.65, 1.0), (0.0, 2.0))
 
 
-def official_scale(t: float, last: float = 999.0, kind: str = "sd") -> float:
-    """gamma of the official table for timestep t of 0..last. `kind` is "sd" or "pixel".
+def official_scale(t: float, last: float = 999.0) -> float:
+    """gamma of the official table for timestep t of 0..last.
 
-    It grows as noise falls: || J_eps v || falls with it. Raises ValueError for another kind or a t that is outside.
+    It grows as noise falls: || J_eps v || falls with it. Raises ValueError for a t that is outside.
     """
-    if kind not in GAMMA:
-        raise ValueError(f"The table of scales is one of {', '.join(GAMMA)}; {kind!r} was given.")
     if not 0 <= t <= last:
         raise ValueError(f"The timestep is 0 to {last:g}; {t} was given.")
-    return next(gamma for start, gamma in GAMMA[kind] if t / last >= start)
+    return next(gamma for start, gamma in GAMMA if t / last >= start)
 
 
 def x_space_guidance(x: Tensor, v: Tensor, eps: Eps, gamma: float | Sequence[float], steps: int, eta: float = 1.0

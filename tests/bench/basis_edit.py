@@ -15,12 +15,12 @@ from bench.basis_solver import noisy_latent
 
 from frozen_diffusion.modules.basis.basis import LatentBasis
 from frozen_diffusion.modules.basis.geometry import (
+    curvedness,
     geodesic_distance,
     largest_distance,
     lerp,
     low_frequency_share,
     random_distance,
-    semantic_path_length,
     slerp,
     white_share,
 )
@@ -146,8 +146,7 @@ def great_circles_are_shorter(bench: Bench) -> tuple[bool, dict]:
         ends = [latent_at(world, 2 * sample + side, 1.0) for side in range(2)]
         encoders = [encoder_of(world.model, empty(world, 1), end, torch.tensor([sigma, 0.0]))[0] for end in ends]
         for name, path in (("lerp", lerp), ("slerp", slerp)):
-            lengths[name].append(semantic_path_length(path(encoders[0].x, encoders[1].x, SEGMENTS),
-                                                      tangents(encoders[0])))
+            lengths[name].append(sum(curvedness(path(encoders[0].x, encoders[1].x, SEGMENTS), tangents(encoders[0]))))
     means = {name: sum(values) / len(values) for name, values in lengths.items()}
     return means["slerp"] < means["lerp"], {"length": means, "segments": SEGMENTS}
 

@@ -28,10 +28,10 @@ from torch import Tensor
 
 from frozen_diffusion.modules.basis.basis import LatentBasis
 from frozen_diffusion.modules.basis.geometry import (
+    curvedness,
     lerp,
     low_frequency_share,
     principal_angles,
-    semantic_path_length,
     slerp,
 )
 from frozen_diffusion.modules.basis.lanczos import lanczos
@@ -258,7 +258,7 @@ def paths(given: Given) -> dict:
         ends = [encoder_of(given.world.model, given.empty, given.noisy(number + side, 1.0), sigmas)[0]
                 for side in range(2)]
         for name, path in (("lerp", lerp), ("slerp", slerp)):
-            lengths[name].append(semantic_path_length(path(ends[0].x, ends[1].x, 8), tangents(ends[0])))
+            lengths[name].append(sum(curvedness(path(ends[0].x, ends[1].x, 8), tangents(ends[0]))))
     return {name: mean(values) for name, values in lengths.items()}
 
 

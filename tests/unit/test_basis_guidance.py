@@ -134,10 +134,6 @@ def test_official_scales():
     """Spec 4.1 at the timesteps of the official grid, and halfway between them our choice."""
     sd = {999.0: 0.5, 898.1: 0.5, 797.2: 1.0, 696.3: 1.0, 595.4: 2.0, 100.0: 2.0, 0.0: 2.0}
     assert {t: official_scale(t) for t in sd} == sd
-    pixel = {1.0: 0.5, 0.8: 1.0, 0.6: 4.0, 0.4: 16.0, 0.1: 16.0}
-    assert {t: official_scale(t, 1.0, "pixel") for t in pixel} == pixel
-    with pytest.raises(ValueError, match="sd, pixel"):
-        official_scale(500, kind="flux")
     with pytest.raises(ValueError, match="1200"):
         official_scale(1200)
 
