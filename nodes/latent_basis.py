@@ -3,13 +3,18 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..modules.host.latent_basis import IN_H, IN_X, METHODS, SOLVERS
+from ..modules.basis.basis import BLOCKS, MIDDLE
+from ..modules.basis.directions import IN_H, IN_X, SPACES
+from ..modules.host.latent_basis import SOLVERS
+from ..modules.host.latent_edit import METHODS
 
 LatentBasis = io.Custom("FROZEN_LATENT_BASIS")
 NOISY = ("A latent that is still noisy: sampled (or inverted) down to where sigmas begins. One picture, no batch.")
 SIGMAS = "The noise levels that are still to come, e.g. low_sigmas of SplitSigmas; the first is the latent's."
 PROMPT = "Prompt of the U-Net. The papers take an empty one; a text draws the directions towards it."
 BASIS = "From Compute Latent Basis, Load Basis and the like."
+BLOCK = ("The U-Net's block whose output is h. middle: the bottleneck, the papers'. input, output: numbered as in the "
+         "host; SDXL has 9 of each, SD1.5 and SD2 12.")
 MORE = 6                # further bases of a node that takes many
 
 
@@ -54,6 +59,10 @@ class FrozenComputeLatentBasis(io.ComfyNode):
                 io.Mask.Input("mask", optional=True, tooltip="A region. Without: the whole picture."),
                 LatentBasis.Input("start", optional=True,
                                   tooltip="A basis of a near timestep, seed or prompt to start from; saves products."),
+                io.Combo.Input("block", options=list(BLOCKS), default=MIDDLE, optional=True, tooltip=BLOCK),
+                io.Float.Input("network_timestep", default=-1.0, min=-1.0, max=999.0, step=1.0, optional=True,
+                               tooltip="What the U-Net is given instead of the latent's own timestep, to tell apart "
+                                       "what the latent and what the network changes. -1: its own."),
             ],
             outputs=[LatentBasis.Output(display_name="basis", tooltip="The directions, strongest first."),
                      io.Image.Output(display_name="plot", tooltip="Spectrum, frequencies and the directions as "
@@ -63,11 +72,14 @@ class FrozenComputeLatentBasis(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, positive, latent, sigmas, rank: int, solver: str, tolerance: float, seed: int,
-                mask_space: str, mask=None, start=None) -> io.NodeOutput:
+                mask_space: str, mask=None, start=None, block: str = MIDDLE, network_timestep: float = -1.0
+                ) -> io.NodeOutput:
         from ..modules.basis.report import angle_in_words, basis_picture, basis_text
         from ..modules.host.latent_basis import BasisRequest, compute_basis
         from ..modules.host.training_progress import say
-        node, request = cls.hidden.unique_id, BasisRequest(rank, solver, tolerance, seed, mask_space)
+        node = cls.hidden.unique_id
+        request = BasisRequest(rank, solver, tolerance, seed, mask_space, block,
+                               network_timestep if network_timestep >= 0 else None)
         basis, last = compute_basis(model, positive, latent["samples"], sigmas, request, mask, start,
                                     lambda text: say(text, node))
         text = basis_text([basis]) + "\n" + angle_in_words(last.angle, last.residuals, last.converged)
@@ -114,15 +126,19 @@ class FrozenEditAlongBasis(io.ComfyNode):
                 io.Boolean.Input("by_noise", default=True, optional=True,
                                  tooltip="Guidance: strength times the released code's gamma, 0.5 from timestep 850 "
                                          "up, 1 from 650 up, 2 below. Off: strength alone."),
+                LatentBasis.Input("complement", optional=True,
+                                  tooltip="Keep the rest of the picture: the basis of the inverted mask, with about 5 "
+                                          "directions. They are taken out of the edit's direction."),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="Directions x strengths as a batch, still noisy."),
                      io.String.Output(display_name="report", tooltip="What was done, and warnings.")])
 
     @classmethod
-    def execute(cls, model, positive, latent, sigmas, basis, by_noise: bool = True, **request) -> io.NodeOutput:
-        from ..modules.host.latent_basis import EditRequest, edit
+    def execute(cls, model, positive, latent, sigmas, basis, by_noise: bool = True, complement=None, **request
+                ) -> io.NodeOutput:
+        from ..modules.host.latent_edit import EditRequest, edit
         wanted = EditRequest(**request, by_noise=by_noise)
-        samples, text = edit(model, positive, latent["samples"], sigmas, basis, wanted)
+        samples, text = edit(model, positive, latent["samples"], sigmas, basis, wanted, complement)
         return io.NodeOutput({"samples": samples}, text, ui=ui.PreviewText(text))
 
 
@@ -141,6 +157,9 @@ class FrozenTransportBasis(io.ComfyNode):
                 io.Int.Input("direction", default=0, min=0, max=63, tooltip="Which one."),
                 LatentBasis.Input("target", tooltip="The other latent's basis; more directions carry more (the "
                                                     "paper: 50)."),
+                io.Combo.Input("space", options=list(SPACES), default=IN_H, optional=True,
+                               tooltip="h: carry what the direction does to h, the papers' way. x: project the "
+                                       "direction of the latent itself; also between bases of different blocks."),
             ],
             outputs=[LatentBasis.Output(display_name="basis", tooltip="One direction, for Edit along Basis at the "
                                                                       "target."),
@@ -149,10 +168,10 @@ class FrozenTransportBasis(io.ComfyNode):
                                              "left.")])
 
     @classmethod
-    def execute(cls, basis, direction: int, target) -> io.NodeOutput:
+    def execute(cls, basis, direction: int, target, space: str = IN_H) -> io.NodeOutput:
         from ..modules.basis.directions import carry
         from ..modules.basis.report import transport_text
-        carried, found = carry(basis, direction, target)
+        carried, found = carry(basis, direction, target, space)
         return io.NodeOutput(carried, found.coverage, ui=ui.PreviewText(transport_text(basis, target, found)))
 
 
@@ -196,14 +215,15 @@ class FrozenPromptDirection(io.ComfyNode):
                 LatentBasis.Input("basis", optional=True,
                                   tooltip="Stay within these directions: more natural edits. Without: the steepest "
                                           "way."),
+                io.Combo.Input("block", options=list(BLOCKS), default=MIDDLE, optional=True, tooltip=BLOCK),
             ],
             outputs=[LatentBasis.Output(display_name="basis", tooltip="One direction, for Edit along Basis."),
                      io.String.Output(display_name="report", tooltip="Its coverage.")])
 
     @classmethod
-    def execute(cls, model, positive_a, positive_b, latent, sigmas, basis=None) -> io.NodeOutput:
+    def execute(cls, model, positive_a, positive_b, latent, sigmas, basis=None, block: str = MIDDLE) -> io.NodeOutput:
         from ..modules.host.latent_basis import direction_between
-        found, text = direction_between(model, positive_a, positive_b, latent["samples"], sigmas, basis)
+        found, text = direction_between(model, positive_a, positive_b, latent["samples"], sigmas, basis, block)
         return io.NodeOutput(found, text, ui=ui.PreviewText(text))
 
 

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,11 @@ from .triplets import Triplets, canonical
 FORMAT, VERSION = "frozen-diffusion latent basis", "1"
 NEAR = 0.02             # relative gap below which two singular values share a plane of directions
 TENSORS = ("V", "U", "s", "residuals")
+MIDDLE, MOST_BLOCKS = "middle", 12
+# Where h is read: the output of one block of the U-Net. SDXL has fewer of them than SD1.5 and SD2.
+BLOCKS = (MIDDLE, *(f"{side} {number}" for side in ("input", "output") for number in range(MOST_BLOCKS)))
+TRANSPORT, GLOBAL, PROMPT = "transport", "global basis", "prompt direction"
+DERIVED = (TRANSPORT, GLOBAL, PROMPT)   # what stands in the place of a solver where none ran
 
 
 class BasisFileError(ValueError):
@@ -50,6 +55,21 @@ class LatentBasis:
                              f"least 1; {shapes} were given.")
 
     @property
+    def block(self) -> str:
+        """The U-Net's block whose output is h, one of BLOCKS. Files of before there was a choice are of the middle."""
+        return self.about.get("block", MIDDLE)
+
+    @property
+    def network_timestep(self) -> float:
+        """The timestep that the U-Net was given: t, unless Compute Latent Basis was told another."""
+        return float(self.about.get("network_timestep", self.t))
+
+    @property
+    def solved(self) -> bool:
+        """Whether a solver computed it, so that s and residuals are figures and not placeholders."""
+        return self.about.get("solver") not in DERIVED
+
+    @property
     def gaps(self) -> Tensor:
         """[k - 1] relative gaps (s_i - s_(i+1)) / s_i."""
         return (self.s[:-1] - self.s[1:]) / self.s[:-1]
@@ -65,6 +85,13 @@ class LatentBasis:
             else:
                 runs.append([index])
         return tuple(tuple(run) for run in runs)
+
+
+def check_blocks(bases: Sequence[LatentBasis]) -> None:
+    """Raises ValueError for bases of different blocks: their h have nothing to do with one another."""
+    if len({basis.block for basis in bases}) > 1:
+        raise ValueError(f"The bases belong to different blocks of the U-Net: "
+                         f"{', '.join(basis.block for basis in bases)}. Compute them with the same block.")
 
 
 def latent_basis(found: Triplets, t: float, sigma: float, about: Mapping[str, str] | None = None) -> LatentBasis:

@@ -10,8 +10,9 @@ from torch import Tensor
 from ..about import different_models
 from ..frame_sheet import frame_sheet, to_image
 from ..plot import as_image, line_plot, matrix_plot, stacked
-from .basis import LatentBasis
+from .basis import MIDDLE, LatentBasis, check_blocks
 from .geometry import (
+    curvedness,
     distance_matrix,
     largest_distance,
     low_frequency_share,
@@ -29,26 +30,44 @@ GREEN = 0.6         # coverage from which a transport is good
 
 
 def basis_text(bases: Sequence[LatentBasis]) -> str:
-    """Figures in lines, each with what it means."""
+    """Figures in lines, each with what it means. Raises ValueError for bases of different blocks or shapes."""
+    check_blocks(bases)
     first = bases[0]
-    k, size = len(first.U), first.U[0].numel()
-    groups = ["-".join(map(str, (run[0], run[-1]))) for run in first.groups if len(run) > 1]
-    lines = [f"{k} directions at t {first.t:.0f} (sigma {first.sigma:.3g}), solver {first.about.get('solver', '?')}, "
-             f"{first.about.get('products', '?')} products, converged {first.about.get('converged', '?')}",
-             "s: " + ", ".join(f"{value:.4g}" for value in first.s.tolist()),
-             "gap from each s to the next: " + (", ".join(f"{gap:.1%}" for gap in first.gaps.tolist()) or "none, k 1"),
-             f"largest residual {first.residuals.max() / first.s[0]:.1e} of s_0",
-             f"low-frequency share {low_frequency_share(first.V):.2f} (white noise "
-             f"{white_share(*first.V.shape[2:]):.2f})"]
-    if first.about.get("derivative") == "central differences":
+    where = "" if first.block == MIDDLE else f", h at {first.block}"
+    lines = [f"{len(first.U)} directions at t {first.t:.0f} (sigma {first.sigma:.3g}){where}, "
+             f"solver {first.about.get('solver', '?')}"]
+    lines += solver_lines(first) if first.solved else ["s, gaps and residuals: not computed; no solver ran for these"]
+    lines.append(f"low-frequency share {low_frequency_share(first.V):.2f} (white noise "
+                 f"{white_share(*first.V.shape[2:]):.2f})")
+    if abs(first.network_timestep - first.t) > 1:
+        lines.append(f"the U-Net was given timestep {first.network_timestep:.0f}, not the latent's own")
+    if len(bases) > 1:
+        lines += distance_lines(bases)
+    return "\n".join(lines)
+
+
+def solver_lines(basis: LatentBasis) -> list[str]:
+    """What a solver found, and how well."""
+    about, groups = basis.about, ["-".join(map(str, (run[0], run[-1]))) for run in basis.groups if len(run) > 1]
+    lines = [f"{about.get('products', '?')} products, converged {about.get('converged', '?')}",
+             "s: " + ", ".join(f"{value:.4g}" for value in basis.s.tolist()),
+             "gap from each s to the next: " + (", ".join(f"{gap:.1%}" for gap in basis.gaps.tolist()) or "none, k 1"),
+             f"largest residual {basis.residuals.max() / basis.s[0]:.1e} of s_0"]
+    if about.get("derivative") == "central differences":
         lines.append("forward derivatives by central differences: some node's layers have none of their own")
     if groups:
         lines.append(f"nearly equal s, only their span means something: {', '.join(groups)}")
-    if len(bases) > 1:
-        least = min(len(basis.U) for basis in bases)
-        lines.append(f"distances of the first {least} directions: 0 is the same tangent space, random ones are at "
-                     f"{random_distance(least, size):.2f}, the most is {largest_distance(least):.2f}")
-    return "\n".join(lines)
+    return lines
+
+
+def distance_lines(bases: Sequence[LatentBasis]) -> list[str]:
+    """How to read the distances of several bases, and the path from the first to the last through the others."""
+    least, size = min(len(basis.U) for basis in bases), bases[0].U[0].numel()
+    steps = list(curvedness(bases, lambda basis: basis.U[:least]))
+    return [f"distances of the first {least} directions: 0 is the same tangent space, random ones are at "
+            f"{random_distance(least, size):.2f}, the most is {largest_distance(least):.2f}",
+            f"semantic path length {sum(steps):.2f}, from each basis to the next: "
+            + ", ".join(f"{step:.2f}" for step in steps)]
 
 
 def basis_picture(bases: Sequence[LatentBasis], edits: Tensor | None = None) -> Tensor:
@@ -58,11 +77,13 @@ def basis_picture(bases: Sequence[LatentBasis], edits: Tensor | None = None) -> 
     many for each direction.
     """
     first = bases[0]
-    parts = [line_plot({f"basis {number}": list(enumerate(basis.s.tolist())) for number, basis in enumerate(bases)},
-                       "singular values s: how much h moves along each direction", "direction", height=260),
-             line_plot({f"basis {number}": list(enumerate(power_spectrum(basis.V).tolist()))
-                        for number, basis in enumerate(bases)},
-                       "share of the directions' power by frequency", "cycles per side", height=260)]
+    spectra = {f"basis {number}": list(enumerate(basis.s.tolist())) for number, basis in enumerate(bases)
+               if basis.solved}
+    parts = [line_plot(spectra, "singular values s: how much h moves along each direction", "direction", height=260)
+             ] if spectra else []
+    parts += [line_plot({f"basis {number}": list(enumerate(power_spectrum(basis.V).tolist()))
+                         for number, basis in enumerate(bases)},
+                        "share of the directions' power by frequency", "cycles per side", height=260)]
     if len(bases) > 1:
         least = min(len(basis.U) for basis in bases)
         matrix = distance_matrix([basis.U[:least] for basis in bases])

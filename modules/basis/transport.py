@@ -72,19 +72,21 @@ def pull_direction(difference: Tensor, jacobian: Jacobian) -> Tensor:
     return v / length
 
 
-def subtract_complement(V: Tensor, complement: LatentBasis, rank: int) -> tuple[Tensor, Tensor]:
-    """Every v without its part in the first `rank` directions of the complement's basis, unit again; and the part of
-    its length that was left, [k]. Where that is below NOTHING, v is zero.
+def subtract_complement(V: Tensor, complement: LatentBasis) -> tuple[Tensor, Tensor]:
+    """Every v without its part in the directions of the complement's basis, unit again; and the part of its length
+    that was left, [k]. Where that is below NOTHING, v is zero.
 
     Args:
         V: [k, C, H, W], of a Jacobian masked to a region.
-        complement: the basis of the Jacobian masked to all but the region.
+        complement: the basis of the Jacobian masked to all but the region. The paper takes 5 directions.
+
+    Raises ValueError if the shapes differ.
 
     Source: the null-space projection of Chen et al., "Exploring Low-Dimensional Subspaces in Diffusion Models for
     Controllable Image Editing" (LOCO Edit), NeurIPS 2024, for h in the place of x0.
     """
     check_shapes(V.shape[1:], complement.V.shape[1:], "x")
-    away, flat = complement.V[:rank].flatten(1).to(V.device).double(), V.flatten(1).double()
+    away, flat = complement.V.flatten(1).to(V.device).double(), V.flatten(1).double()
     kept = flat - (flat @ away.T) @ away
     left = kept.norm(dim=1) / flat.norm(dim=1).clamp(min=1e-30)
     unit = torch.where(left[:, None] > NOTHING, kept / kept.norm(dim=1, keepdim=True).clamp(min=1e-30), 0.0)

@@ -1,11 +1,13 @@
-"""The host's U-Net up to h-space as a function that can be differentiated: what the latent basis is computed from.
+"""The host's U-Net up to one of its blocks as a function that can be differentiated: what the latent basis is computed
+from. The block is the middle one, h-space, unless another is asked for.
 
-The host prepares one call as it always does; it is recorded instead of run. Then a private copy of the encoder in fp32
-is called with what was recorded: LoRAs are merged into it, attention and block patches act, the MODEL is only read.
+The host prepares one call as it always does; it is recorded instead of run. Then a frozen copy in fp32 of the U-Net up
+to this block is called with what was recorded: LoRAs are merged into it, attention and block patches act, the MODEL is
+only read.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import comfy.model_management
@@ -16,6 +18,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel, forward_ti
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ..basis.basis import MIDDLE
 from ..basis.products import check_latent
 from .calls import without_guidance
 from .h_space import check_bottleneck
@@ -24,9 +27,9 @@ from .motion import KEY as MOTION
 from .private_unet import attend
 from .weights import PREFIX, merged_weights
 
-ENCODER = ("input_blocks.", "middle_block.", "time_embed.", "label_emb.")
+CONTROLLED = ("input", "middle", "output")       # the host's names of where ControlNets and T2I-Adapters add
 QUERIES, LEAST_QUERIES = 1024, 32   # of plain attention at once: it keeps queries x keys x heads numbers
-ROOM = 2                    # times the encoder's weights that are made free for it: weights and activations
+ROOM = 2                    # times the copy's weights that are made free for it: weights and activations
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class RecordedCall:
     Attributes:
         x: [1, C, h, w] in the variance-preserving scale.
         held: [1, C', h, w] further channels of an inpainting model, which stay as they are; C' may be 0.
-        adapter: what T2I-Adapters add to the encoder's blocks, from the first on.
+        control: what T2I-Adapters and ControlNets add, by CONTROLLED, each from the first block on.
         hooked: patches of weights by the hooks on the prompt, by key.
     """
     x: Tensor
@@ -44,7 +47,7 @@ class RecordedCall:
     timesteps: Tensor
     context: Tensor
     y: Tensor | None
-    adapter: tuple[Tensor | None, ...]
+    control: Mapping[str, tuple[Tensor | None, ...]]
     options: Mapping
     hooked: Mapping[str, list] = field(default_factory=dict)
 
@@ -68,11 +71,12 @@ def record_call(model, positive, latent: Tensor, sigma: float) -> RecordedCall:
     seen = []
 
     def listen(executor, x, timesteps, context, y=None, control=None, transformer_options=None, *args, **kwargs):
-        adapter = [None if part is None else _plain(part) for part in reversed((control or {}).get("input", []))]
+        parts = {side: tuple(None if part is None else _plain(part) for part in reversed((control or {}).get(side, [])))
+                 for side in CONTROLLED}
         options = {key: value for key, value in transformer_options.items() if key != "wrappers"}
         channels = latent.shape[1]
         seen.append(RecordedCall(_plain(x[:, :channels]), _plain(x[:, channels:]), _plain(timesteps), _plain(context),
-                                 None if y is None else _plain(y), tuple(adapter), options,
+                                 None if y is None else _plain(y), parts, options,
                                  model.get_combined_hook_patches(model.current_hooks)))
         return torch.zeros_like(x[:, :channels])
 
@@ -106,9 +110,10 @@ def check_encodable(model, latent: Tensor, sigma: float) -> None:
 
 @dataclass(frozen=True)
 class Encoder:
-    """f: x [1, C, h, w] -> h [1, C', h', w'], the output of the whole middle block, before ControlNet."""
+    """f: x [1, C, h, w] -> h [1, C', h', w'], the output of the whole block, before what others add behind it."""
     unet: UNetModel             # of `copy_encoder`
     call: RecordedCall
+    block: str = MIDDLE
 
     @property
     def x(self) -> Tensor:
@@ -125,8 +130,13 @@ class Encoder:
 
     def run(self, x: Tensor, attention: Callable) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
+        wanted = block_id(self.block)
+        return next(h for place, h in self.outputs(x, attention) if place == wanted)
+
+    def outputs(self, x: Tensor, attention: Callable) -> Iterator[tuple[tuple[str, int], Tensor]]:
+        """(block id, output) of every block, in the order of the host's forward."""
         unet, call = self.unet, self.call
-        h = torch.cat([x, call.held], 1)
+        h, skips = torch.cat([x, call.held], 1), []
         options = {**call.options, "optimized_attention_override": attention, "transformer_index": 0,
                    "original_shape": list(h.shape)}             # what the host's forward sets, for patches
         patches = options.get("patches", {})
@@ -139,25 +149,56 @@ class Encoder:
         for number, block in enumerate(unet.input_blocks):
             options["block"] = ("input", number)
             h = forward_timestep_embed(block, h, emb, call.context, options)
-            if number < len(call.adapter) and call.adapter[number] is not None:
-                h = h + call.adapter[number]
-            for name in ("input_block_patch", "input_block_patch_after_skip"):
-                for patch in patches.get(name, []):
-                    h = patch(h, options)
+            yield ("input", number), h
+            h = self.controlled(h, "input", number)
+            for patch in patches.get("input_block_patch", []):
+                h = patch(h, options)
+            skips.append(h)
+            for patch in patches.get("input_block_patch_after_skip", []):
+                h = patch(h, options)
         options["block"] = ("middle", 0)
-        return forward_timestep_embed(unet.middle_block, h, emb, call.context, options)
+        h = forward_timestep_embed(unet.middle_block, h, emb, call.context, options)
+        yield ("middle", 0), h
+        h = self.controlled(h, "middle", 0)
+        for number, block in enumerate(unet.output_blocks):
+            options["block"] = ("output", number)
+            skip = self.controlled(skips.pop(), "output", number)
+            for patch in patches.get("output_block_patch", []):
+                h, skip = patch(h, skip, options)
+            shape = skips[-1].shape if skips else None
+            h = forward_timestep_embed(block, torch.cat([h, skip], 1), emb, call.context, options, shape)
+            yield ("output", number), h
+
+    def controlled(self, h: Tensor, side: str, number: int) -> Tensor:
+        """h with what ControlNets and T2I-Adapters add there."""
+        parts = self.call.control[side]
+        return h if number >= len(parts) or parts[number] is None else h + parts[number]
 
 
-def copy_encoder(model, hooked: Mapping[str, list] | None = None) -> UNetModel:
-    """The MODEL's U-Net in fp32 on the host's device without its decoder, frozen; `hooked` of a call's hooks.
+def block_id(block: str) -> tuple[str, int]:
+    """The host's id of a block of BLOCKS: "output 3" -> ("output", 3), "middle" -> ("middle", 0)."""
+    side, _, number = block.partition(" ")
+    return side, int(number or 0)
+
+
+def check_block(model, block: str) -> None:
+    """Raises ValueError for a block that the MODEL's U-Net does not have."""
+    unet, (side, number) = model.model.diffusion_model, block_id(block)
+    blocks = {"input": unet.input_blocks, "middle": [unet.middle_block], "output": unet.output_blocks}
+    if number >= len(blocks[side]):
+        raise ValueError(f"block is {block}; the U-Net of this MODEL has {side} 0 to {side} {len(blocks[side]) - 1}.")
+
+
+def copy_encoder(model, block: str = MIDDLE, hooked: Mapping[str, list] | None = None) -> UNetModel:
+    """The MODEL's U-Net up to `block` in fp32 on the host's device, frozen; `hooked` of a call's hooks.
 
     Raises ValueError for a MODEL whose weights cannot be read (`merged_weights`).
     """
     config = {**model.model.model_config.unet_config, "dtype": torch.float32}
-    names = [key for key in model.get_key_patches(PREFIX) if key.removeprefix(PREFIX).startswith(ENCODER)]
     with torch.inference_mode(False), torch.no_grad():
         unet = UNetModel(**config, device="meta", operations=comfy.ops.disable_weight_init)
-        unet.output_blocks, unet.out = torch.nn.ModuleList(), torch.nn.Identity()
+        cut_after(unet, block)
+        names = [PREFIX + name for name in unet.state_dict()]
         weights = merged_weights(model, names, hooked)
         unet.load_state_dict({key.removeprefix(PREFIX): weight for key, weight in weights.items()}, assign=True)
         device = comfy.model_management.get_torch_device()
@@ -165,6 +206,15 @@ def copy_encoder(model, hooked: Mapping[str, list] | None = None) -> UNetModel:
         comfy.model_management.free_memory(ROOM * size, device)
         unet = unet.to(device)
     return unet.eval().requires_grad_(False)
+
+
+def cut_after(unet: UNetModel, block: str) -> None:
+    """Take away what comes after a block."""
+    side, number = block_id(block)
+    unet.out, ends = torch.nn.Identity(), number + 1
+    unet.output_blocks = unet.output_blocks[:ends] if side == "output" else torch.nn.ModuleList()
+    if side == "input":
+        unet.input_blocks, unet.middle_block = unet.input_blocks[:ends], torch.nn.Identity()
 
 
 def attend_plainly(default, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None,

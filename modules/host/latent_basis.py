@@ -1,55 +1,49 @@
-"""The latent basis in the host: computing it, editing along it, and directions from prompts."""
+"""The latent basis in the host: computing it, and directions from prompts. latent_edit.py edits along it."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import comfy.model_management
-import comfy.samplers
 import comfy.utils
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..about import different_models
-from ..basis.basis import LatentBasis, latent_basis
-from ..basis.directions import one_direction
-from ..basis.guidance import (
-    TOO_FAR,
-    direct_addition,
-    norm_drift,
-    normalise,
-    official_scale,
-    restore_norm,
-    x_space_guidance,
-)
+from ..basis.basis import MIDDLE, PROMPT, LatentBasis, latent_basis
+from ..basis.directions import IN_H, IN_X, one_direction
 from ..basis.lanczos import expected_products, lanczos
 from ..basis.products import Jacobian, finite
 from ..basis.report import angle_in_words
 from ..basis.subspace_iteration import subspace_iteration
 from ..basis.transport import prompt_direction, pull_direction
 from ..basis.triplets import Step
-from .calls import without_guidance
-from .encoder import Encoder, check_encodable, copy_encoder, record_call
-from .inversion import guider_of
+from .encoder import Encoder, check_block, copy_encoder, record_call
 from .weights import fingerprint, hooks_identity, model_identity, same_hooks, weights_told
 
 LANCZOS, OFFICIAL = "lanczos", "official"
 SOLVERS = (LANCZOS, OFFICIAL)
-IN_H, IN_X = "h", "x"
-GUIDANCE, ADDITION, NORMALISED = "x-space guidance", "addition", "addition, normalised"
-METHODS = (GUIDANCE, ADDITION, NORMALISED)
 MOST = 64                   # directions of one basis
 
 
 @dataclass(frozen=True)
 class BasisRequest:
-    """What Compute Latent Basis asks for: how many directions, by which solver, where."""
+    """What Compute Latent Basis asks for: how many directions, by which solver, where.
+
+    Attributes:
+        block: the U-Net's block whose output is h, one of BLOCKS.
+        network_timestep: what the U-Net is given instead of the latent's own timestep, None = its own. The released
+            analysis has two such controls: `fix_xt` (one latent, another timestep) and `fix_t` (another latent, the
+            same timestep).
+    """
     rank: int = 4
     solver: str = LANCZOS
     tolerance: float = 1e-3
     seed: int = 0
     mask_space: str = IN_H
+    block: str = MIDDLE
+    network_timestep: float | None = None
 
 
 def compute_basis(model, positive, latent: Tensor, sigmas: Tensor, request: BasisRequest, mask: Tensor | None = None,
@@ -60,7 +54,7 @@ def compute_basis(model, positive, latent: Tensor, sigmas: Tensor, request: Basi
     mask [1, H, W] at any size; start: a basis to begin from; say: hears how far it is. Fewer directions than asked for
     come out where x or h has no more. Raises ValueError; RuntimeError if the Jacobian is broken.
     """
-    encoder, sigma = encoder_of(model, positive, latent, sigmas)
+    encoder, sigma = encoder_of(model, positive, latent, sigmas, request.block, request.network_timestep)
     jacobian = jacobian_of(encoder, mask, request.mask_space)
     jacobian.check_adjoint()
     rank = min(request.rank, MOST, jacobian.n, jacobian.m)
@@ -75,16 +69,22 @@ def compute_basis(model, positive, latent: Tensor, sigmas: Tensor, request: Basi
         say(f"{step.products} products; {angle_in_words(step.angle, step.residuals, step.converged)}")
     about = {**weights_told(model, options_of(positive)), "solver": request.solver, "products": str(step.products),
              "converged": str(step.converged), "angle": f"{step.angle:.3g}", "masked": str(mask is not None),
-             "derivative": "central differences" if jacobian.difference else "forward mode",
+             "derivative": "central differences" if jacobian.difference else "forward mode", "block": request.block,
              "prompt": fingerprint(*(text for text, _ in positive)), "latent": fingerprint(latent)}
+    if request.network_timestep is not None:
+        about["network_timestep"] = f"{request.network_timestep:g}"
     return latent_basis(step.found, timestep(model, sigma), sigma, about), step
 
 
-def encoder_of(model, positive, latent: Tensor, sigmas: Tensor) -> tuple[Encoder, float]:
-    """(differentiable encoder, noise level) for a latent at sigmas[0]. Raises ValueError."""
+def encoder_of(model, positive, latent: Tensor, sigmas: Tensor, block: str = MIDDLE,
+               network_timestep: float | None = None) -> tuple[Encoder, float]:
+    """(differentiable encoder up to a block, noise level) for a latent at sigmas[0]. Raises ValueError."""
     sigma = first_level(sigmas)
     call = record_call(model, positive, latent, sigma)
-    return Encoder(copy_encoder(model, call.hooked), call), sigma
+    check_block(model, block)
+    if network_timestep is not None:
+        call = replace(call, timesteps=torch.full_like(call.timesteps, network_timestep))
+    return Encoder(copy_encoder(model, block, call.hooked), call, block), sigma
 
 
 def jacobian_of(encoder: Encoder, mask: Tensor | None = None, mask_space: str = IN_H) -> Jacobian:
@@ -115,60 +115,12 @@ def timestep(model, sigma: float) -> float:
     return float(model.get_model_object("model_sampling").timestep(torch.tensor(sigma)))
 
 
-def strengths(strength: float, count: int) -> list[float]:
-    """`count` values from -strength to strength; a single one is strength itself."""
-    return [strength] if count == 1 else torch.linspace(-strength, strength, count).tolist()
-
-
-@dataclass(frozen=True)
-class EditRequest:
-    """What Edit along Basis asks for.
-
-    Attributes:
-        direction: index in the basis, -1 = each.
-        strength, count: see `strengths`; travel in x of unit directions, gamma times steps.
-        by_noise: guidance goes farther at low noise, by the released code's table: strength is the travel at gamma 1.
-    """
-    direction: int = 0
-    strength: float = 16.0
-    count: int = 3
-    method: str = GUIDANCE
-    steps: int = 16
-    eta: float = 1.0
-    keep_norm: bool = False
-    by_noise: bool = False
-
-
-def edit(model, positive, latent: Tensor, sigmas: Tensor, basis: LatentBasis, request: EditRequest
-         ) -> tuple[Tensor, str]:
-    """(edited LATENT samples, directions x strengths rows; what happened, in words). latent [1, C, h, w].
-
-    Raises ValueError.
-    """
-    sigma = first_level(sigmas)
-    check_encodable(model, latent, sigma)
-    if basis.V.shape[1:] != latent.shape[1:]:
-        raise ValueError(f"The basis belongs to latents of shape {list(basis.V.shape[1:])}; this one is "
-                         f"{list(latent.shape[1:])}. Compute the basis at this size.")
-    if not -1 <= request.direction < len(basis.V):
-        raise ValueError(f"direction is {request.direction}; the basis has directions 0 to {len(basis.V) - 1}. -1 "
-                         "takes each of them.")
-    chosen = range(len(basis.V)) if request.direction == -1 else [request.direction]
-    t, travel = timestep(model, sigma), request.strength
-    if request.by_noise and request.method == GUIDANCE:
-        travel *= official_scale(t)
-    pairs = [(index, value) for index in chosen for value in strengths(travel, request.count)]
-    sampler = EditSampler(sigma, basis.V[[index for index, _ in pairs]], [value for _, value in pairs], request)
-    rows = latent.repeat(len(pairs), 1, 1, 1)           # so that the host makes room for all of them
-    guider = guider_of(without_guidance(model), positive)
-    edited = guider.sample(torch.zeros_like(rows), rows, sampler, torch.tensor([sigma, 0.0]), disable_pbar=True, seed=0)
-    text = edit_text(pairs, sampler.drift, t) + notes(basis, model, positive, t)
-    return edited.to(comfy.model_management.intermediate_device()), text
-
-
 def notes(basis: LatentBasis, model, positive, t: float) -> str:
-    """Lines about a basis that was computed elsewhere than it is used."""
+    """Lines on a basis that was computed elsewhere than it is used."""
     text = ""
+    if abs(basis.network_timestep - basis.t) > 1:
+        text += f"\nNote: the basis was computed with the U-Net at timestep {basis.network_timestep:.0f}, not at its " \
+                f"latent's own, {basis.t:.0f}."
     if abs(t - basis.t) > 1:
         text += f"\nNote: the basis was computed at t {basis.t:.0f}, the latent is at {t:.0f}."
     if different_models([basis.about, {"model": model_identity(model)}]) or not same_hooks(
@@ -177,71 +129,22 @@ def notes(basis: LatentBasis, model, positive, t: float) -> str:
     return text
 
 
-class EditSampler(comfy.samplers.Sampler):
-    """A SAMPLER that stays at one noise level and moves the rows of one latent along directions, each by its value."""
-
-    def __init__(self, sigma: float, V: Tensor, values: Sequence[float], request: EditRequest):
-        self.sigma, self.V, self.values, self.request = sigma, V, list(values), request
-        self.drift: list[float] = []
-
-    @torch.no_grad()
-    def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None,
-               disable_pbar=False):
-        """See the host's samplers. Latents in and out are the host's; the edit is in the scale of the U-Net."""
-        scale, request = (1 + self.sigma ** 2) ** 0.5, self.request
-
-        def eps(x: Tensor) -> Tensor:
-            big = x * scale
-            denoised = model_wrap(big, big.new_full((len(big),), self.sigma), model_options=extra_args["model_options"],
-                                  seed=extra_args.get("seed"))
-            return (big - denoised) / self.sigma
-
-        latent_image = latent_image[:1]
-        x, V = latent_image / scale, self.V.to(latent_image)
-        if request.method == GUIDANCE:
-            gammas = [value / max(1, request.steps) for value in self.values]
-            moved, bar = x.expand(len(V), -1, -1, -1), comfy.utils.ProgressBar(request.steps)
-            for after in x_space_guidance(x, V, eps, gammas, request.steps, request.eta):
-                moved = after
-                bar.update(1)
-        else:
-            moved = direct_addition(x, V, self.values)
-            if request.method == NORMALISED:
-                still = torch.tensor(self.values, device=moved.device).view(-1, 1, 1, 1) == 0
-                fixed = normalise(x.expand_as(moved), moved, eps, 1 / (1 + self.sigma ** 2))
-                moved = torch.where(still, moved, fixed)
-        self.drift = norm_drift(x.expand_as(moved), moved).tolist()
-        if request.keep_norm:
-            moved = restore_norm(x, moved)
-        unmoved = [index for index, value in enumerate(self.values) if value == 0]
-        moved = moved * scale
-        moved[unmoved] = latent_image.expand_as(moved)[unmoved]        # bit for bit, without the way there and back
-        return moved
-
-
-def edit_text(pairs: Sequence[tuple[int, float]], drift: Sequence[float], t: float) -> str:
-    """What was done, and whether it went too far."""
-    lines = [f"{len(pairs)} latents: directions {sorted({index for index, _ in pairs})} x strengths "
-             f"{sorted({round(value, 2) for _, value in pairs})} at t {t:.0f}"]
-    worst = max(drift, key=abs)
-    if abs(worst) > TOO_FAR:
-        lines.append(f"Warning: the latent's norm changed by {worst:+.0%}; beyond {TOO_FAR:.0%} pictures fall apart. "
-                     "Use a smaller strength, or switch keep_norm on.")
-    lines.append("Sample on with a sampler that adds no noise (euler, dpmpp_2m): ancestral and SDE ones hide small "
-                 "edits.")
-    return "\n".join(lines)
-
-
-def direction_between(model, positive_a, positive_b, latent: Tensor, sigmas: Tensor, basis: LatentBasis | None
-                      ) -> tuple[LatentBasis, str]:
+def direction_between(model, positive_a, positive_b, latent: Tensor, sigmas: Tensor, basis: LatentBasis | None,
+                      block: str = MIDDLE) -> tuple[LatentBasis, str]:
     """The direction that moves h from what prompt A makes of the latent towards what prompt B makes of it.
 
-    Within `basis` if there is one, else J^T of the difference. A basis of one direction. Raises ValueError.
+    Within `basis` if there is one, else J^T of the difference; h is the output of `block`. A basis of one direction.
+    Raises ValueError.
     """
     sigma = first_level(sigmas)
+    if basis is not None and basis.block != block:
+        raise ValueError(f"The basis is of the block {basis.block}, and block is {block}. Set block to {basis.block}, "
+                         "or compute the basis with this one.")
     one, other = (record_call(model, positive, latent, sigma) for positive in (positive_a, positive_b))
-    encoder = Encoder(copy_encoder(model, one.hooked), one)
-    towards = Encoder(copy_encoder(model, other.hooked) if one.hooked or other.hooked else encoder.unet, other)
+    check_block(model, block)
+    encoder = Encoder(copy_encoder(model, block, one.hooked), one, block)
+    own = one.hooked or other.hooked
+    towards = Encoder(copy_encoder(model, block, other.hooked) if own else encoder.unet, other, block)
     with torch.inference_mode(False), torch.no_grad():
         difference = finite(towards.fused(encoder.x) - encoder.fused(encoder.x), "The U-Net's h")[0]
     if not difference.any():
@@ -252,6 +155,7 @@ def direction_between(model, positive_a, positive_b, latent: Tensor, sigmas: Ten
         found = prompt_direction(difference.cpu(), basis)
         v, told = found.v, f"coverage {found.coverage:.2f} of the basis"
     u = difference.cpu() / difference.norm().cpu()
-    about, t = {**weights_told(model, options_of(positive_a)), "solver": "prompt direction"}, timestep(model, sigma)
+    about = {**weights_told(model, options_of(positive_a)), "solver": PROMPT, "block": block}
+    t = timestep(model, sigma)
     told = f"direction between two prompts: {told}" + ("" if basis is None else notes(basis, model, positive_a, t))
     return one_direction(v, u, t, sigma, about), told

@@ -41,16 +41,8 @@ from frozen_diffusion.modules.basis.transport import transport
 from frozen_diffusion.modules.host.encoder import RecordedCall, attend_plainly
 from frozen_diffusion.modules.host.h_space_sampling import InjectionRequest, injection_sampler
 from frozen_diffusion.modules.host.inversion import guider_of, invert
-from frozen_diffusion.modules.host.latent_basis import (
-    ADDITION,
-    GUIDANCE,
-    BasisRequest,
-    EditRequest,
-    compute_basis,
-    edit,
-    encoder_of,
-    jacobian_of,
-)
+from frozen_diffusion.modules.host.latent_basis import BasisRequest, compute_basis, encoder_of, jacobian_of
+from frozen_diffusion.modules.host.latent_edit import ADDITION, GUIDANCE, EditRequest, edit
 from frozen_diffusion.modules.host.private_unet import copy_unet
 from frozen_diffusion.modules.host.t_edit import vae_pixels
 from frozen_diffusion.modules.hspace.curve import Curve

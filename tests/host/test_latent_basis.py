@@ -9,14 +9,8 @@ from comfy_extras.nodes_freelunch import FreeU
 
 from frozen_diffusion.modules.basis.products import Jacobian
 from frozen_diffusion.modules.host.encoder import Encoder, attend_plainly, copy_encoder, record_call
-from frozen_diffusion.modules.host.latent_basis import (
-    BasisRequest,
-    EditRequest,
-    compute_basis,
-    direction_between,
-    edit,
-    encoder_of,
-)
+from frozen_diffusion.modules.host.latent_basis import BasisRequest, compute_basis, direction_between, encoder_of
+from frozen_diffusion.modules.host.latent_edit import EditRequest, edit
 from frozen_diffusion.modules.host.private_unet import attend
 from frozen_diffusion.modules.training.order import stream
 from testhost.models import conditioning, sample

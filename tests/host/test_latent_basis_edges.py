@@ -20,13 +20,12 @@ from frozen_diffusion.modules.host.encoder import attend_plainly
 from frozen_diffusion.modules.host.inversion import guider_of
 from frozen_diffusion.modules.host.latent_basis import (
     BasisRequest,
-    EditRequest,
     compute_basis,
     direction_between,
-    edit,
     encoder_of,
     jacobian_of,
 )
+from frozen_diffusion.modules.host.latent_edit import EditRequest, edit
 from frozen_diffusion.modules.training.order import stream
 from testhost.models import as_flow, conditioning
 
