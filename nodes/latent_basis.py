@@ -108,14 +108,16 @@ class FrozenEditAlongBasis(io.ComfyNode):
                 io.Int.Input("direction", default=0, min=-1, max=63, tooltip="Which one. -1: each, one after the "
                                                                              "other."),
                 io.Float.Input("strength", default=16.0, min=-256.0, max=256.0, step=0.5,
-                               tooltip="How far: steps x gamma, at gamma 1. The papers go 16; the length of a 512 px "
-                                       "latent is about 128, of a sprite-world latent 32."),
+                               tooltip="How far the latent moves, in the U-Net's scale. Guidance: steps x gamma, at "
+                                       "gamma 1. addition: exactly. normalised: at most. The papers go 16; the length "
+                                       "of a 512 px latent is about 128, of a sprite-world latent 32."),
                 io.Int.Input("count", default=3, min=1, max=33,
                              tooltip="So many strengths from -strength to strength in one batch. 1: strength alone."),
                 io.Combo.Input("method", options=list(METHODS),
                                tooltip="x-space guidance (the second paper): by how the predicted noise changes. "
-                                       "addition: "
-                                       "x + strength v; normalised: with the first paper's cure of contrast."),
+                                       "addition: x + strength v. normalised: as in the first paper, the predicted "
+                                       "picture keeps its contrast; the move is shortened until the latent stays a "
+                                       "noisy picture, and the report tells how far it went."),
                 io.Int.Input("steps", default=16, min=0, max=256, tooltip="Of the guidance; two calls of the U-Net "
                                                                           "each."),
                 io.Float.Input("eta", default=1.0, min=0.01, max=100.0, step=0.1,

@@ -17,6 +17,8 @@ from torch import Tensor
 
 Eps = Callable[[Tensor], Tensor]
 KAPPA = 0.99                # of the normalisation, the paper's
+CONTRAST = 0.1              # change of the predicted picture's contrast that an edit "normalised" may make
+HALVINGS = 8                # of such an edit, until it keeps to CONTRAST and TOO_FAR
 TOO_FAR = 0.05              # change of || x || beyond which the latent has left the shell where noise lives
 # gamma from this t / T on, for Stable Diffusion. The code gives it at tenths; halfway is ours.
 GAMMA = ((0.85, 0.5), (0.65, 1.0), (0.0, 2.0))
@@ -87,21 +89,46 @@ def normalise(x: Tensor, moved: Tensor, eps: Eps, alpha_bar: float, kappa: float
     """The first paper's cure of distortion: x0 of `moved` gets back the contrast of x0 of x.
 
     x_t' = x_t + sqrt(abar) / (1 - kappa sqrt(1 - abar)) (x0' - x0(x_t)), where x0' is x0(moved) with its own mean and
-    with the standard deviation of x0(x_t), of every sample and channel (our reading). x, moved [B, C, H, W].
+    with the standard deviation of x0(x_t), both of a whole sample. x, moved [B, C, H, W].
 
-    Source: arXiv 2302.12469, "Normalizing distortion".
+    kappa I stands for the derivative of eps. Along the directions of a latent basis this is far from true: there the
+    network takes much of x for picture, and the formula overshoots. See `keep_in_distribution`.
+
+    Source: arXiv 2302.12469, "Normalizing distortion"; it stands commented out in InjectFusion's released code
+    (utils/diffusion_utils.py), from which the standard deviation over channels and pixels together is taken.
     """
     before, after = (predicted_x0(a, e, alpha_bar) for a, e in
                      zip((x, moved), eps(torch.cat((x, moved))).to(x).chunk(2), strict=True))
     ratio = spread(before) / spread(after).clamp(min=1e-12)
-    centred = after - after.mean((2, 3), keepdim=True)
+    centred = after - after.mean((1, 2, 3), keepdim=True)
     x0 = after + (ratio - 1) * centred                                          # exactly `after` for equal spreads
     return x + alpha_bar ** 0.5 / (1 - kappa * (1 - alpha_bar) ** 0.5) * (x0 - before)
 
 
+def keep_in_distribution(x: Tensor, moved: Tensor, eps: Eps, alpha_bar: float, most: Tensor) -> Tensor:
+    """x + tau (moved - x), [B, C, H, W], with a tau for every row of which the result is still a noisy picture.
+
+    x [B or 1, C, H, W]. tau makes the move `most` [B] long at most; then it is halved, up to HALVINGS times, until the
+    predicted x0 has the contrast of x0(x) to CONTRAST and the length of x changes by no more than TOO_FAR. Ours, not in
+    the papers.
+    """
+    before = spread(predicted_x0(x, eps(x).to(x), alpha_bar))
+    shift = moved - x
+    shift = shift * (most / lengths(shift).clamp(min=1e-12)).clamp(max=1).view(-1, 1, 1, 1).to(shift)
+    for _ in range(HALVINGS):
+        there = x + shift
+        ratio = spread(predicted_x0(there, eps(there).to(x), alpha_bar)) / before.clamp(min=1e-12)
+        far = (ratio - 1).abs().flatten() > CONTRAST
+        far |= norm_drift(x, there).abs() > TOO_FAR
+        if not bool(far.any()):
+            break
+        shift = torch.where(far.view(-1, 1, 1, 1), shift / 2, shift)
+    return x + shift
+
+
 def spread(x: Tensor) -> Tensor:
-    """Standard deviation over the pixels of [B, C, H, W], [B, C, 1, 1]."""
-    return x.std((2, 3), keepdim=True, correction=0)
+    """Standard deviation of every sample of [B, C, H, W], [B, 1, 1, 1]."""
+    return x.std((1, 2, 3), keepdim=True, correction=0)
 
 
 def norm_drift(before: Tensor, after: Tensor) -> Tensor:

@@ -12,8 +12,11 @@ from torch import Tensor
 
 from ..basis.basis import LatentBasis
 from ..basis.guidance import (
+    CONTRAST,
     TOO_FAR,
     direct_addition,
+    keep_in_distribution,
+    lengths,
     norm_drift,
     normalise,
     official_scale,
@@ -28,6 +31,7 @@ from .latent_basis import first_level, notes, timestep
 
 GUIDANCE, ADDITION, NORMALISED = "x-space guidance", "addition", "addition, normalised"
 METHODS = (GUIDANCE, ADDITION, NORMALISED)
+SHORTER = 0.99              # share of its strength below which a move is told of
 
 
 def strengths(strength: float, count: int) -> list[float]:
@@ -41,7 +45,8 @@ class EditRequest:
 
     Attributes:
         direction: index in the basis, -1 = each.
-        strength, count: see `strengths`; travel in x of unit directions, gamma times steps.
+        strength, count: see `strengths`; travel in x of unit directions: of guidance gamma times steps, of "addition,
+            normalised" the most.
         by_noise: guidance goes farther at low noise, by the released code's table: strength is the travel at gamma 1.
     """
     direction: int = 0
@@ -109,6 +114,7 @@ class EditSampler(comfy.samplers.Sampler):
     def __init__(self, sigma: float, V: Tensor, values: Sequence[float], request: EditRequest):
         self.sigma, self.V, self.values, self.request = sigma, V, list(values), request
         self.drift: list[float] = []
+        self.travel: list[float] = []           # length of each row's move, in the scale of the U-Net
 
     @torch.no_grad()
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None,
@@ -133,9 +139,10 @@ class EditSampler(comfy.samplers.Sampler):
         else:
             moved = direct_addition(x, V, self.values)
             if request.method == NORMALISED:
-                still = torch.tensor(self.values, device=moved.device).view(-1, 1, 1, 1) == 0
-                fixed = normalise(x.expand_as(moved), moved, eps, 1 / (1 + self.sigma ** 2))
-                moved = torch.where(still, moved, fixed)
+                alpha_bar, most = 1 / (1 + self.sigma ** 2), torch.tensor(self.values, device=x.device).abs()
+                moved = normalise(x.expand_as(moved), moved, eps, alpha_bar)
+                moved = keep_in_distribution(x, moved, eps, alpha_bar, most)
+        self.travel = lengths(moved - x).tolist()
         self.drift = norm_drift(x.expand_as(moved), moved).tolist()
         if request.keep_norm:
             moved = restore_norm(x, moved)
@@ -149,6 +156,11 @@ def edit_text(pairs: Sequence[tuple[int, float]], sampler: EditSampler, t: float
     """What was done, and whether it went too far."""
     lines = [f"{len(pairs)} latents: directions {sorted({index for index, _ in pairs})} x strengths "
              f"{sorted({round(value, 2) for _, value in pairs})} at t {t:.0f}"]
+    if sampler.request.method == NORMALISED:
+        lines.append("moved by " + ", ".join(f"{length:.2f}" for length in sampler.travel))
+        if any(length < SHORTER * abs(value) for length, (_, value) in zip(sampler.travel, pairs, strict=True)):
+            lines.append("Shorter than the strength: farther on, the contrast of the predicted picture would change "
+                         f"by more than {CONTRAST:.0%}, or the latent's norm by more than {TOO_FAR:.0%}.")
     worst = max(sampler.drift, key=abs)
     if abs(worst) > TOO_FAR:
         lines.append(f"Warning: the latent's norm changed by {worst:+.0%}; beyond {TOO_FAR:.0%} pictures fall apart. "
