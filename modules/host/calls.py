@@ -52,6 +52,8 @@ class GuidanceFunction:
             return self.function(args)
 
     def __getattr__(self, name: str):
+        if name.startswith("__"):           # as copy asks an instance that is not filled yet
+            raise AttributeError(name)
         return getattr(self.function, name)
 
 
@@ -101,24 +103,28 @@ def marked(function: Callable, calls: CallRoles) -> Callable:
 def roles_of(guider) -> dict[UUID, str | None]:
     """The role of every conditioning of a guider by its uuid, which becomes its own here.
 
-    A conditioning is what its `prompt_type` says, as the host reads it, else what the guider calls its list. For a
-    region that one list has and the other has not, the host puts a copy with the same uuid into the other; it gets a
-    new one.
+    A conditioning is what the guider calls its list, else what its `prompt_type` says. For a region that one list has
+    and the other has not, the host puts a copy with the same uuid into the other; it gets a new one.
     """
     roles: dict[UUID, str | None] = {}
     for name, conds in getattr(guider, "conds", {}).items():
         for cond in conds or ():
-            role = ROLES.get(cond.get("prompt_type", name))
+            role = role_of(name, cond)
             if roles.get(cond.get("uuid"), role) != role:
                 cond["uuid"] = uuid4()
             roles[cond.get("uuid")] = role
     return roles
 
 
+def role_of(name: str, cond: Mapping) -> str | None:
+    """The role of a conditioning in a guider's list of that name."""
+    return ROLES.get(name) or ROLES.get(cond.get("prompt_type"))
+
+
 def prompts_of(guider) -> list[Mapping]:
     """The conditionings of the prompt that a guider was given, by their options."""
-    return [cond for name, conds in guider.original_conds.items() for cond in conds or ()
-            if ROLES.get(cond.get("prompt_type", name)) == PROMPT]
+    return [cond for name, conds in getattr(guider, "original_conds", {}).items() for cond in conds or ()
+            if role_of(name, cond) == PROMPT]
 
 
 def unknown_role(what: str) -> ValueError:

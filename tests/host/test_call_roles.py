@@ -1,6 +1,8 @@
 """Which conditioning a call of the U-Net follows: every guider of the host, guidance nodes beside it, and others'."""
 from __future__ import annotations
 
+from copy import deepcopy
+
 import comfy.samplers as comfy_samplers
 import pytest
 import torch
@@ -251,6 +253,36 @@ def test_a_region_of_the_prompt_is_not_the_prompt_in_the_other_list(base, other)
     region = conditioning(POSITIVE) + conditioning(THIRD, area=(8, 16, 0, 0), strength=1.0)
     for to, texts in {"cond": {POSITIVE, THIRD}, "uncond": {NEGATIVE}}.items():
         assert changed_texts(base, lambda model: plain(model, positive=region), injected(other, apply_to=to)) == texts
+
+
+def test_a_region_of_a_second_prompt_leaves_the_prompt_its_role(base, other):
+    """DualCFGGuider writes "negative" into its second prompt, and the host copies that with the region."""
+    def regional(model):
+        made = Guider_DualCFG(model)
+        region = conditioning(THIRD) + conditioning(THIRD, area=(8, 16, 0, 0), strength=1.0)
+        made.set_conds(conditioning(POSITIVE), region, conditioning(NEGATIVE))
+        made.set_cfg(3.0, 2.0)
+        return made
+
+    for to, texts in {"cond": {POSITIVE}, "uncond": {NEGATIVE, THIRD}}.items():
+        assert changed_texts(base, regional, injected(other, apply_to=to)) == texts
+
+
+def test_a_guidance_that_copies_the_options_of_the_run(comfy, base):
+    """Some nodes take a deep copy of them in every step."""
+    copied = base.clone()
+    copied.set_model_sampler_post_cfg_function(lambda args: args["denoised"])
+    copied.model_options["sampler_pre_cfg_function"] = [
+        lambda args: deepcopy(args["model_options"]) and args["conds_out"]]
+    assert recorded(comfy, plain(copied)).features["h"].isfinite().all()
+
+
+@pytest.mark.parametrize("nodes", [[SAG], [PAG, SAG]], ids=["SAG", "both"])
+def test_one_encoder_pass_beside_guidance_is_two(comfy, tiny_sd15, other, nodes):
+    """SAG calls with a latent that follows from the prediction: what was kept of the plain one is not its."""
+    model = guided(comfy, tiny_sd15(torch.float64), *nodes)
+    one, two = (sampled(plain(model), injected(other, shared_encoder=shared)) for shared in (True, False))
+    torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
 
 
 def test_a_guider_of_unknown_conditionings_is_refused_where_it_matters(comfy, base, clips, other):
