@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 ORIGIN = ("prompt", "latent")
 SAME_SIZE = 0.01            # relative difference of two models' sizes that rounding makes at most
@@ -15,8 +16,14 @@ def same_model(one: str, other: str) -> bool:
     """
     if not (tells_weights(one) and tells_weights(other)):
         return one == other or tells_weights(one) or tells_weights(other)
-    (*halves, size), (*others, its_size) = (name.replace(":", ".", 1).split(".", 2) for name in (one, other))
-    return (any(a == b for a, b in zip(halves, others, strict=True))
+    parts, others = one.split("+"), other.split("+")        # the weights, and what changes them
+    return len(parts) == len(others) and all(map(same_sketch, parts, others))
+
+
+def same_sketch(one: str, other: str) -> bool:
+    """Whether one of two digests of signs is the same, and the size."""
+    (signs, size), (its_signs, its_size) = (name.split(":") for name in (one, other))
+    return (any(a == b for a, b in zip(signs.split("."), its_signs.split("."), strict=True))
             and abs(float(size) - float(its_size)) <= SAME_SIZE * float(size))
 
 
@@ -28,7 +35,7 @@ def tells_weights(name: str) -> bool:
 def different_models(abouts: Sequence[Mapping[str, str]]) -> bool:
     """Whether files tell of more than one model, as far as they say."""
     names = [about["model"] for about in abouts if "model" in about]
-    return not all(same_model(names[0], name) for name in names)
+    return not all(same_model(one, other) for one, other in combinations(names, 2))
 
 
 def about_all(abouts: Sequence[Mapping[str, str]]) -> dict[str, str]:

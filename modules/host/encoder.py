@@ -21,8 +21,8 @@ from torch import Tensor
 from ..basis.basis import MIDDLE
 from ..basis.products import check_latent
 from .calls import without_guidance
+from .guiders import guider_of
 from .h_space import check_bottleneck
-from .inversion import guider_of
 from .motion import KEY as MOTION
 from .private_unet import attend
 from .weights import PREFIX, merged_weights
@@ -77,13 +77,13 @@ def record_call(model, positive, latent: Tensor, sigma: float) -> RecordedCall:
         channels = latent.shape[1]
         seen.append(RecordedCall(_plain(x[:, :channels]), _plain(x[:, channels:]), _plain(timesteps), _plain(context),
                                  None if y is None else _plain(y), parts, options,
-                                 model.get_combined_hook_patches(model.current_hooks)))
+                                 guider.model_patcher.get_combined_hook_patches(guider.model_patcher.current_hooks)))
         return torch.zeros_like(x[:, :channels])
 
     model = without_guidance(model)
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "frozen_record_call", listen)
-    guider_of(model, positive).sample(torch.zeros_like(latent), latent, OneCall(), torch.tensor([sigma, 0.0]),
-                                      disable_pbar=True, seed=0)
+    guider = guider_of(model, positive)     # newer hosts give it another patcher than `model` where there are hooks
+    guider.sample(torch.zeros_like(latent), latent, OneCall(), torch.tensor([sigma, 0.0]), disable_pbar=True, seed=0)
     if len(seen) != 1:
         raise ValueError(f"The U-Net was called {len(seen)} times for one latent; a latent basis needs one prompt "
                          "for the whole picture. Take regional prompts and wrappers that call it again away.")

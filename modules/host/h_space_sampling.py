@@ -268,7 +268,7 @@ def sample_calibrated(model, x: Tensor, sigmas: Tensor, extra_args: dict | None 
 
 def check_same_weights(patcher, edited) -> None:
     """Raises ValueError unless `edited` is the sampled MODEL with other patches of its calls only."""
-    if edited.model is not patcher.model or not same_model(model_identity(edited), model_identity(patcher)):
+    if not same_model(model_identity(edited), model_identity(patcher)):
         raise ValueError("edited_model is another model than the one that is sampled, or has other LoRAs. Connect a "
                          "MODEL that comes from the same one by nodes that change its calls, e.g. FreeU or Inject "
                          "h-Space.")

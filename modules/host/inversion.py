@@ -1,7 +1,6 @@
 """DDIM inversion in the host, with a trace of h-space; and recording a trace from any sampling run."""
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from ..hspace.fixed_point import FixedPoint
 from ..hspace.steps import euler, timestep_grid
 from ..hspace.trace import INVERSION, HTrace, TraceError, places, psnr
 from .calls import prompts_of, with_roles
+from .guiders import check_keyframes, guider_of
 from .h_space import (
     Capture,
     HSpaceTap,
@@ -233,9 +233,11 @@ def without_denoised(seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {place: value for place, value in seen.items() if place != DENOISED}
 
 
-def check_invertible(model, latent: Tensor) -> None:
-    """Raises ValueError for a model without bottleneck, and for latents that are zero or not finite."""
+def check_invertible(model, positive, latent: Tensor) -> None:
+    """Raises ValueError for a model without bottleneck, hooks with keyframes, and latents that are zero or not finite.
+    """
     check_bottleneck(model)
+    check_keyframes(positive)
     if not latent.isfinite().all() or not latent.any():
         raise ValueError("The latent to invert is empty or not finite. Connect a picture through VAE Encode.")
 
@@ -249,7 +251,7 @@ def invert(model, positive, latent: Tensor, steps: int, deep_skips: int = 0, ref
     the trace. Raises ValueError for a model without bottleneck, for levels that do not serve, for too many decoder
     blocks, and for latents that are zero or not finite.
     """
-    check_invertible(model, latent)
+    check_invertible(model, positive, latent)
     check_deep_skips(model, deep_skips)
     latent = comfy.sample.fix_empty_latent_channels(model, latent)
     levels = inversion_levels(model.get_model_object("model_sampling"), steps, depth, sigmas)
@@ -267,21 +269,6 @@ def invert(model, positive, latent: Tensor, steps: int, deep_skips: int = 0, ref
              "steps": str(len(levels.times)), "latent": fingerprint(latent),
              "prompt": fingerprint(*(text for text, _ in positive))}
     return Inversion(noise, recorder.trace(about), levels.down, again)
-
-
-def guider_of(model, positive) -> comfy.samplers.CFGGuider:
-    """A guider without guidance: the prompt alone.
-
-    A guidance on the MODEL that needs the negative prompt's prediction even at cfg 1 (SAG, NAG) gets the prompt's.
-    """
-    guider = comfy.samplers.CFGGuider(model)
-    guider.inner_set_conds({"positive": positive})
-    if model.model_options.get("disable_cfg1_optimization"):
-        guider.inner_set_conds({"negative": positive})
-        logging.warning("Frozen Diffusion: a guidance node on the MODEL asks for a negative prompt where there is "
-                        "none; it gets the prompt itself. Connect the MODEL from before that node to go without it.")
-    guider.set_cfg(1.0)
-    return guider
 
 
 def report_text(inversion: Inversion, latent: Tensor, picture: tuple[Tensor, Tensor] | None = None) -> str:

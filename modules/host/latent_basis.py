@@ -20,7 +20,7 @@ from ..basis.subspace_iteration import subspace_iteration
 from ..basis.transport import prompt_direction, pull_direction
 from ..basis.triplets import Step
 from .encoder import Encoder, check_block, copy_encoder, record_call
-from .weights import fingerprint, hooks_identity, model_identity, same_hooks, weights_told
+from .weights import fingerprint, same_hooks, weights_told
 
 LANCZOS, OFFICIAL = "lanczos", "official"
 SOLVERS = (LANCZOS, OFFICIAL)
@@ -123,8 +123,8 @@ def notes(basis: LatentBasis, model, positive, t: float) -> str:
                 f"latent's own, {basis.t:.0f}."
     if abs(t - basis.t) > 1:
         text += f"\nNote: the basis was computed at t {basis.t:.0f}, the latent is at {t:.0f}."
-    if different_models([basis.about, {"model": model_identity(model)}]) or not same_hooks(
-            basis.about.get("hooks", ""), hooks_identity(options_of(positive))):
+    told = weights_told(model, options_of(positive))
+    if different_models([basis.about, told]) or not same_hooks(basis.about.get("hooks", ""), told.get("hooks", "")):
         text += "\nNote: the basis was computed on another model, or with other LoRAs."
     return text
 

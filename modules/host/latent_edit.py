@@ -26,7 +26,7 @@ from ..basis.guidance import (
 from ..basis.transport import NOTHING, WEAK, subtract_complement
 from .calls import without_guidance
 from .encoder import check_encodable
-from .inversion import guider_of
+from .guiders import guider_of
 from .latent_basis import first_level, notes, timestep
 
 GUIDANCE, ADDITION, NORMALISED = "x-space guidance", "addition", "addition, normalised"

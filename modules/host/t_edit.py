@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..hspace.timesteps import lpips_reached, shares_reached, ssim_distance
-from .inversion import DDIMInversion, Recorder, check_invertible, guider_of, inversion_grid
+from .guiders import guider_of
+from .inversion import DDIMInversion, Recorder, check_invertible, inversion_grid
 
 SSIM, LPIPS = "ssim", "lpips"
 DISTANCES = (SSIM, LPIPS)
@@ -39,7 +40,7 @@ def calibrate(model, positive, vae, latent: Tensor, steps: int, distance: str = 
 
     Raises ValueError for what cannot be inverted, and if LPIPS is asked for and not installed.
     """
-    check_invertible(model, latent)
+    check_invertible(model, positive, latent)
     measure, judge = (lpips_distance(), lpips_reached) if distance == LPIPS else (ssim_distance, shares_reached)
     times, sigmas = inversion_grid(model.get_model_object("model_sampling"), steps)
     pixels = decoder(model, vae)

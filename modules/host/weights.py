@@ -6,6 +6,7 @@ The first three are read here; where the last one is met, reading is refused.
 """
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
@@ -20,14 +21,20 @@ from ..about import same_model
 from .motion_splice import KEY as MOTION
 
 PREFIX = "diffusion_model."
+COMPILED = "_orig_mod."     # in the names of a compiled network's weights
 BYPASS = "bypass"           # in the name under which the host injects adapters that leave the weights as they are
 IDENTITIES: WeakKeyDictionary = WeakKeyDictionary()         # of models, by the host's names of their patches
 SAMPLE = 16                 # numbers of a tensor that go into an identity
 
 
+def is_readable(model) -> bool:
+    """Whether the layers of a MODEL are those that its weights tell."""
+    return not any(BYPASS in name for name in model.injections)
+
+
 def check_readable(model) -> None:
-    """Raises ValueError for a MODEL whose layers are not those that its weights tell."""
-    if any(BYPASS in name for name in model.injections):
+    """Raises ValueError for a MODEL that is not `is_readable`."""
+    if not is_readable(model):
         raise ValueError("The MODEL has a LoRA in bypass mode, which is not in its weights, so that they cannot be "
                          "read here. Load the LoRA without bypass (Load LoRA).")
 
@@ -54,7 +61,7 @@ def merged_weights(model, keys: Iterable[str] | None = None, hooked: Mapping[str
     """
     check_copyable(model)
     with torch.inference_mode(False), torch.no_grad():
-        stored = model.get_key_patches(PREFIX)
+        stored = stored_weights(model)
         return {key: _merged(key, stored, (hooked or {}).get(key, []), model.weight_wrapper_patches.get(key, []))
                 for key in (stored if keys is None else keys) if key in stored}
 
@@ -71,19 +78,33 @@ def _merged(key: str, stored: Mapping[str, list], hooked: list, functions: list[
     return merged
 
 
+def stored_weights(model) -> dict[str, list]:
+    """[(weight, conversion), *patches] of the host by key, also where another node has put a compiled U-Net."""
+    found = {}
+    for key, ((weight, convert), *patches) in model.get_key_patches(PREFIX).items():
+        if COMPILED in key:             # the host keeps what belongs to it under the plain name
+            key = key.replace(COMPILED, "")
+            weight, patches = getattr(model.backup.get(key), "weight", weight), model.patches.get(key, [])
+        found[key] = [(weight, convert), *patches]
+    return found
+
+
 def model_identity(model) -> str:
-    """A name of the U-Net's weights with what changes them, the same on every machine and in every precision.
+    """A name of the U-Net's weights with what changes them, the same on every machine, in fp32, fp16 and bf16.
 
     Compare by `about.same_model`. Raises ValueError where the weights cannot be read.
     """
     check_readable(model)
     known = IDENTITIES.setdefault(model.model, {})
     if model.patches_uuid not in known:
-        sketch = Sketch()
+        weights, changes, changed = Sketch(), Sketch(), False
         with torch.inference_mode(False), torch.no_grad():
-            for key, ((weight, _), *patches) in sorted(model.get_key_patches(PREFIX).items()):
-                sketch.take((key, weight, patches, model.weight_wrapper_patches.get(key)))
-        known[model.patches_uuid] = sketch.name()
+            for key, ((weight, _), *patches) in sorted(stored_weights(model).items()):
+                weights.take((key, weight))
+                if over := [*patches, *model.weight_wrapper_patches.get(key, [])]:
+                    changes.take((key, over))
+                    changed = True
+        known[model.patches_uuid] = "+".join(part.name() for part in (weights, *[changes] * changed))
     return known[model.patches_uuid]
 
 
@@ -109,9 +130,17 @@ def same_hooks(one: str, other: str) -> bool:
 
 
 def weights_told(model, conds: Iterable[Mapping]) -> dict[str, str]:
-    """What a file keeps of the weights that a run with these conditionings has: "model", and "hooks" if there are."""
-    hooks = hooks_identity(conds)
-    return {"model": model_identity(model), **({"hooks": hooks} if hooks else {})}
+    """What a file keeps of the weights that a run with these conditionings has: "model", and "hooks" if there are.
+
+    Of a MODEL that cannot be named (LoRA in bypass mode) there is no "model", with a warning.
+    """
+    told, hooks = {}, hooks_identity(conds)
+    if is_readable(model):
+        told["model"] = model_identity(model)
+    else:
+        logging.warning("Frozen Diffusion: the MODEL has a LoRA in bypass mode, so that what is recorded does not name "
+                        "it; whether it is used with the same MODEL is not checked.")
+    return told | ({"hooks": hooks} if hooks else {})
 
 
 class Sketch:
@@ -140,9 +169,10 @@ class Sketch:
             self.take((type(value).__name__, sorted(plain.items()), sorted(value.state_dict().items())))
         elif hasattr(value, "weights"):         # the host's adapters
             self.take((type(value).__name__, value.weights))
-        elif value is None or isinstance(value, (str, int, float)):
+        else:
+            plain = value is None or isinstance(value, (str, int, float))
             for digest in self.digests:
-                digest.update(repr(value).encode())
+                digest.update((repr(value) if plain else type(value).__name__).encode())
 
     def name(self) -> str:
         size = math.sqrt(self.squares / max(1, self.count))

@@ -8,7 +8,7 @@ from comfy.samplers import sampler_object
 from comfy_extras.nodes_freelunch import FreeU
 
 from frozen_diffusion.modules.host.encoder import copy_encoder
-from frozen_diffusion.modules.host.inversion import guider_of
+from frozen_diffusion.modules.host.guiders import guider_of
 from frozen_diffusion.modules.host.latent_basis import encoder_of, jacobian_of
 from frozen_diffusion.modules.host.private_unet import attend
 from frozen_diffusion.modules.training.order import stream

@@ -17,7 +17,7 @@ from frozen_diffusion.modules.basis.products import Jacobian
 from frozen_diffusion.modules.basis.report import transport_text
 from frozen_diffusion.modules.host import encoder as encoder_module
 from frozen_diffusion.modules.host.encoder import attend_plainly
-from frozen_diffusion.modules.host.inversion import guider_of
+from frozen_diffusion.modules.host.guiders import guider_of
 from frozen_diffusion.modules.host.latent_basis import (
     BasisRequest,
     compute_basis,

@@ -12,7 +12,7 @@ from frozen_diffusion.modules.basis.geometry import geodesic_distance
 from frozen_diffusion.modules.basis.guidance import spread
 from frozen_diffusion.modules.basis.triplets import Triplets
 from frozen_diffusion.modules.host.demo import load_sprite_world
-from frozen_diffusion.modules.host.inversion import guider_of
+from frozen_diffusion.modules.host.guiders import guider_of
 from frozen_diffusion.modules.host.latent_edit import NORMALISED
 from frozen_diffusion.modules.training.order import stream
 from testhost.models import conditioning

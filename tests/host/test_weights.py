@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from uuid import uuid4
 
 import comfy.hooks
 import comfy.sd
@@ -15,6 +16,8 @@ from training_examples import RECIPE, WordClip, prepared, preview_vae
 from training_examples import run as trained
 
 from frozen_diffusion.modules.about import same_model
+from frozen_diffusion.modules.host.encoder import record_call
+from frozen_diffusion.modules.host.inversion import invert
 from frozen_diffusion.modules.host.latent_basis import direction_between, encoder_of
 from frozen_diffusion.modules.host.private_unet import copy_unet
 from frozen_diffusion.modules.host.weights import PREFIX, merged_weights, model_identity
@@ -122,6 +125,44 @@ def test_training_refuses_hooks_of_captions(base, tmp_path, learned):
         prepared(tmp_path, base, preview_vae(), clip=clip)
 
 
+@pytest.mark.fault("B2")
+def test_keyframes_of_hooks_begin_anew_in_our_runs(base, learned):
+    """The host keeps its place among them for the next run that begins at the same noise level."""
+    group = comfy.hooks.create_hook_lora(learned[1], 1.0, 0.0)
+    keyframes = comfy.hooks.HookKeyframeGroup()
+    for strength, start in ((1.0, 0.0), (0.25, 0.5)):
+        keyframes.add(comfy.hooks.HookKeyframe(strength, start, guarantee_steps=0))
+    group.set_keyframes_on_hooks(keyframes)
+    prompt = comfy.hooks.set_hooks_for_conditioning(conditioning(1), group)
+    latent = torch.rand(1, 4, SIZE, SIZE, generator=stream("weights", "hooks"))
+    strengths = [{patch[0] for patches in record_call(base, prompt, latent, sigma).hooked.values() for patch in patches}
+                 for sigma in (0.5, 0.5, 10.0, 0.5)]
+    assert strengths == [{0.25}, {0.25}, {1.0}, {0.25}]
+    with pytest.raises(ValueError, match="hook with keyframes"):
+        invert(base, prompt, latent, 3)
+
+
+def test_a_rescaled_lora_and_a_compiled_network(base):
+    """The same signs, but another size: another model. Another node's compiled network: the same weights."""
+    loras = [base.clone() for _ in range(2)]
+    key = "diffusion_model.input_blocks.1.1.proj_in.weight"
+    change = torch.randn(base.model.state_dict()[key].shape, generator=stream("weights", "change"))
+    for lora, scale in zip(loras, (1.0, 1.1), strict=True):
+        lora.add_patches({key: (scale * change,)}, 0.5)
+    one, other = map(model_identity, loras)
+    assert not same_model(one, other)
+    compiled, expected = loras[0].clone(), merged_weights(loras[0])[key]
+    compiled.patches_uuid = uuid4()
+    compiled.add_object_patch("diffusion_model", torch.nn.ModuleDict({"_orig_mod": base.model.diffusion_model}))
+    compiled.object_patches["diffusion_model"]._orig_mod = base.model.diffusion_model
+    compiled.patch_model()
+    try:
+        assert same_model(model_identity(compiled), one)
+        torch.testing.assert_close(merged_weights(compiled)[key], expected)
+    finally:
+        compiled.unpatch_model()
+
+
 @pytest.mark.fault("B3")
 def test_precision_makes_no_other_model(tiny_sd15):
     kinds = torch.float32, torch.float16, torch.bfloat16
@@ -163,6 +204,8 @@ def with_injection(model, name):
 @pytest.mark.fault("B1")
 def test_layers_that_the_weights_do_not_tell_are_refused(comfy, base):
     bypass, others = with_injection(base, "bypass_lora"), with_injection(base, "somebodys_layers")
+    trace = record(comfy, bypass, steps=2)[1]           # of the features that are sampled; it does not name the MODEL
+    assert "model" not in trace.about and sampled(base, injected(trace), steps=2).isfinite().all()
     for read in (copy_unet, model_identity, encoded):
         with pytest.raises(ValueError, match="bypass mode"):
             read(bypass)
