@@ -8,7 +8,7 @@ what nodes have hung on the guidance runs inside of functions that can be marked
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from uuid import UUID, uuid4
 
 import comfy.model_patcher
@@ -92,6 +92,14 @@ def around_sampler(executor, guider, sigmas, extra_args: Mapping, *args, **kwarg
     """SAMPLER_SAMPLE, see the host: `with_roles` for the run."""
     options = with_roles(extra_args["model_options"], guider)
     return executor(guider, sigmas, {**extra_args, "model_options": options}, *args, **kwargs)
+
+
+@contextmanager
+def extra_calls(model_options: Mapping) -> Iterator[None]:
+    """Calls of the U-Net inside are extra ones, in a run whose options these are, if it tells roles."""
+    calls = model_options["transformer_options"].get(KEY)
+    with nullcontext() if calls is None else calls.of_guidance():
+        yield
 
 
 def marked(function: Callable, calls: CallRoles) -> Callable:

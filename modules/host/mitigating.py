@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import comfy.model_sampling
@@ -20,12 +20,12 @@ from ..motion.mitigating_gradient import (
     step_size,
 )
 from .batch_of_clips import clips_of, rows_of
+from .calls import extra_calls
 from .control import parse_frames
 from .motion import check_percents
 from .private_unet import attend
 
 KEY = "frozen_mitigating_gradient"
-EXTRA = "frozen_extra_call"     # in the transformer options of calls that are no step of the sampling
 # Of the check of a gradient by differences: their step as a share of the latent's length, and the error it may have.
 DIFFERENCE, HALF_DIFFERENCE = (0.001, 0.05), (0.005, 0.5)
 FAST, EXACT = "fast", "exact"
@@ -99,7 +99,8 @@ class Mitigation:
         check_gradients(guider.model_patcher)
         if self.clips(x).shape[1] <= self.order:        # too short to change along time
             return executor(x, timestep, model_options, seed)
-        options = with_options(model_options, optimized_attention_override=attend)
+        options = {**model_options, "transformer_options": {**model_options["transformer_options"],
+                                                            "optimized_attention_override": attend}}
         with torch.inference_mode(False), torch.no_grad():
             denoised, pull_back = torch.func.vjp(
                 lambda given: executor(given, timestep.clone(), options, seed), x.clone())
@@ -115,9 +116,8 @@ class Mitigation:
                              "without a derivative. Use mode fast, or take that node away.")
         checked = model_options["transformer_options"].get(KEY, set())
         if self not in checked and gradient.any():
-            extra = with_options(options, **{EXTRA: True})
-            with torch.inference_mode(False), torch.no_grad():
-                check_slope(lambda given: executor(given, timestep.clone(), extra, seed), x.clone(), gradient, slope,
+            with torch.inference_mode(False), torch.no_grad(), extra_calls(options):
+                check_slope(lambda given: executor(given, timestep.clone(), options, seed), x.clone(), gradient, slope,
                             HALF_DIFFERENCE if in_half_precision(guider.inner_model) else DIFFERENCE)
             checked.add(self)
         clips = self.clips(denoised)
@@ -156,11 +156,6 @@ def around_sampling(executor, *args, **kwargs):
     """OUTER_SAMPLE: the nodes whose gradient was checked in this run."""
     executor.class_obj.model_options["transformer_options"].setdefault(KEY, set())
     return executor(*args, **kwargs)
-
-
-def with_options(model_options: Mapping, **entries) -> dict:
-    """A copy of the host's model options with more entries in their transformer options."""
-    return {**model_options, "transformer_options": {**model_options["transformer_options"], **entries}}
 
 
 def in_half_precision(base) -> bool:

@@ -199,6 +199,14 @@ def test_guidance_beside_does_not_change_what_is_recorded(comfy, base, prompts_h
     torch.testing.assert_close(trace.features["h"][0].float(), prompts_h.float(), rtol=2e-3, atol=2e-3)
 
 
+def test_calls_that_check_a_gradient_are_not_recorded(comfy, base):
+    """Mitigating Gradient, exact: two calls beside the latent, once a run."""
+    mitigated = comfy.run("FrozenMitigatingGradient", model=base, alpha=40.0, mode="exact", order=1, start_percent=0.0,
+                          end_percent=1.0, frames_per_clip=0, locked_frames="")[0]
+    alone, beside = (record(comfy, model, steps=1, batch=2)[1].features["h"].float() for model in (base, mitigated))
+    torch.testing.assert_close(beside, alone, rtol=2e-3, atol=2e-3)
+
+
 @pytest.mark.fault("A2")
 @pytest.mark.parametrize("kind", [comfy_samplers.CFGGuider, Reversed])
 def test_an_attention_patch_that_mixes_rows_leaves_them_their_roles(comfy, base, kind):

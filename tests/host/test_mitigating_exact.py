@@ -6,7 +6,8 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from motion_examples import TINY, random_motion
 
-from frozen_diffusion.modules.host.mitigating import DIFFERENCE, EXTRA, check_slope, mitigate_gradient
+from frozen_diffusion.modules.host.calls import KEY, know_roles
+from frozen_diffusion.modules.host.mitigating import DIFFERENCE, check_slope, mitigate_gradient
 from frozen_diffusion.modules.host.motion import apply_motion, hold_motion
 from testhost.models import sample
 
@@ -75,10 +76,11 @@ def test_the_gradient_is_checked_once_a_run(base):
     calls = []
 
     def count(executor, x, timesteps, context, y, control, options, **kwargs):
-        calls.append((round(float(options["sigmas"][0]), 3), EXTRA in options))
+        calls.append((round(float(options["sigmas"][0]), 3), options[KEY].extra))
         return executor(x, timesteps, context, y, control, options, **kwargs)
 
     model = base.clone()
+    know_roles(model)
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "count", count)
     late = exact(model, start_percent=0.5)
     for _ in range(2):
