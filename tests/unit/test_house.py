@@ -3,9 +3,11 @@ import ast
 import asyncio
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tomllib
@@ -185,6 +187,18 @@ def test_saved_values_are_counted():
         widget_values(INFO["Make"], [3, "fixed", "hi", "more"])
     with pytest.raises(ValueError, match="Gone"):
         Workflow({"nodes": [{"id": 1, "type": "Gone"}], "links": []}, INFO).api()
+
+
+def test_another_comfyui_gets_an_environment_of_its_own(tmp_path):
+    """With all that its requirements.txt asks for but torch; the fetched ComfyUI's stays where it was."""
+    install = SimpleNamespace(**runpy.run_path(str(ROOT / "tests" / "testhost" / "install.py")))
+    lines = ["comfyui-frontend-package==1.49.6", "torch", "torchsde", "torchvision>=0.1 # kept", "simpleeval>=1.0.0",
+             "", "#others:", "PyOpenGL"]
+    (tmp_path / "requirements.txt").write_text("\n".join(lines))
+    assert install.requirements_of(tmp_path) == [lines[0], "torchsde", "simpleeval>=1.0.0", "PyOpenGL"]
+    assert install.environment_of(ROOT / ".comfyui") == ROOT / ".venv"
+    one, two = (install.environment_of(tmp_path / name / "ComfyUI") for name in "ab")
+    assert one != two and one.parent == ROOT and one.name.startswith(".venv-ComfyUI-")
 
 
 def test_a_choice_brings_its_own_inputs():
