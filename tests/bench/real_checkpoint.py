@@ -39,8 +39,9 @@ from frozen_diffusion.modules.basis.products import Jacobian
 from frozen_diffusion.modules.basis.subspace_iteration import subspace_iteration
 from frozen_diffusion.modules.basis.transport import transport
 from frozen_diffusion.modules.host.encoder import RecordedCall, attend_plainly
-from frozen_diffusion.modules.host.guiders import guider_of, invert
+from frozen_diffusion.modules.host.guiders import guider_of
 from frozen_diffusion.modules.host.h_space_sampling import InjectionRequest, injection_sampler
+from frozen_diffusion.modules.host.inversion import invert
 from frozen_diffusion.modules.host.latent_basis import BasisRequest, compute_basis, encoder_of, jacobian_of
 from frozen_diffusion.modules.host.latent_edit import ADDITION, GUIDANCE, EditRequest, edit
 from frozen_diffusion.modules.host.private_unet import copy_unet
