@@ -52,7 +52,7 @@ def reduced(name: str, object_info: Mapping) -> dict:
             case "FrozenClipDataset":
                 inputs["max_clips"] = 4
             case "FrozenTrainMotionModule":
-                inputs |= {"steps": 2, "sample_every": 0, "trs_from": 0}
+                inputs |= {"steps": 2, "sample_every": 0, "trs_from": 0, "accumulate": 1}
     return graph
 
 
