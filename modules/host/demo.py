@@ -123,9 +123,16 @@ def build_vae(state: dict[str, torch.Tensor]) -> comfy.sd.VAE:
     return vae
 
 
+def load_unet(disable_dynamic: bool = False):
+    """The sprite-world MODEL, never a dynamic one. It says how it is loaded anew, as newer hosts do for Train LoRA."""
+    model = build_model(read_weights("sprite_unet"))
+    model.cached_patcher_init = load_unet, ()
+    return model
+
+
 def load_sprite_world():
     """(MODEL, CLIP, VAE, CLIP_VISION) of the embedded default."""
-    return (build_model(read_weights("sprite_unet")), build_clip(read_weights("sprite_clip_text")),
+    return (load_unet(), build_clip(read_weights("sprite_clip_text")),
             build_vae(read_weights("sprite_vae")), build_clip_vision(read_weights("sprite_clip_vision")))
 
 

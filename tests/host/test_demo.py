@@ -69,6 +69,15 @@ def test_bigger_pictures_than_it_was_trained_on(comfy, width, height, colour):
     assert read_pictures(small).scenes[0].colour == colour
 
 
+def test_newer_hosts_can_load_the_image_model_again(comfy):
+    model = demo.load_unet()
+    load, arguments = model.cached_patcher_init
+    again = load(*arguments, disable_dynamic=True)
+    assert again.model is not model.model
+    for weight, other in zip(again.model.parameters(), model.model.parameters(), strict=True):
+        assert torch.equal(weight, other)
+
+
 def test_host_and_training_read_a_caption_alike(comfy):
     pair = ClipPair().eval()
     text, vision = pack(pair, demo.caption_tokens(CAPTIONS).unique())

@@ -51,13 +51,16 @@ def initialise(module: torch.nn.Module, seed: int) -> None:
         parameter.requires_grad_(False)
 
 
-def patcher_around(config, seed: int):
-    """A MODEL around a new network of `config`, on the host's devices."""
+def patcher_around(config, seed: int, disable_dynamic: bool = False):
+    """A MODEL around a new network of `config`, on the host's devices; newer hosts ask for one that is not dynamic."""
     model = config.get_model({}, "", device=torch.device("cpu")).eval()
     initialise(model.diffusion_model, seed)
-    make = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    kind = comfy.model_patcher.ModelPatcher
+    make = kind if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", kind)
     devices = comfy.model_management
-    return make(model, devices.get_torch_device(), devices.unet_offload_device())
+    patcher = make(model, devices.get_torch_device(), devices.unet_offload_device())
+    patcher.cached_patcher_init = patcher_around, (config, seed)        # how newer hosts load it again
+    return patcher
 
 
 def tiny_sd15(dtype: torch.dtype = torch.float32, seed: int = 0, **changes):
