@@ -32,15 +32,22 @@ RANK = 4
 
 @pytest.fixture(scope="module")
 def learned(comfy, base):
-    """(the MODEL that the host's Train LoRA hands out, the LoRA as it would be saved)."""
+    """(the MODEL that the host's Train LoRA hands out, None on newer hosts, which hand out none; the LoRA itself)."""
     defaults = {entry.id: [entry.default] for entry in TrainLoraNode.GET_SCHEMA().inputs
                 if getattr(entry, "default", None) is not None}
     settings = {"steps": 3, "learning_rate": 0.1, "rank": RANK, "lora_dtype": "fp32", "training_dtype": "fp32"}
     pictures = torch.randn(2, 4, SIZE, SIZE, generator=stream("weights", "pictures"))
     node = {**defaults, **{name: [value] for name, value in settings.items()}, "model": [base.clone()],
             "latents": [{"samples": picture} for picture in pictures.split(1)], "positive": [conditioning(1)]}
-    model, lora, *_ = comfy.run(TrainLoraNode, **node)
-    return model, {name: value.detach().clone() for name, value in lora.items()}
+    *models, lora, _, _ = comfy.run(TrainLoraNode, **node)
+    return (models or [None])[0], {name: value.detach().clone() for name, value in lora.items()}
+
+
+@pytest.fixture
+def handed_out(learned):
+    if learned[0] is None:
+        pytest.skip("this host's Train LoRA hands out no MODEL")
+    return learned
 
 
 def loaded(model, lora, strength=1.0):
@@ -63,8 +70,8 @@ def encoded(model, positive=None):
 
 
 @pytest.mark.fault("B1")
-def test_the_model_of_train_lora_has_the_loras_weights(base, learned):
-    model, lora = learned
+def test_the_model_of_train_lora_has_the_loras_weights(base, handed_out):
+    model, lora = handed_out
     own, by_loader, before = (merged_weights(each) for each in (model, loaded(base, lora), base))
     moved = [key for key in own if (own[key] - before[key]).norm() > 1e-3 * before[key].norm()]
     assert len(moved) > 100
@@ -76,8 +83,8 @@ def test_the_model_of_train_lora_has_the_loras_weights(base, learned):
 
 
 @pytest.mark.fault("B1")
-def test_what_the_basis_sees_of_train_loras_model_is_that_of_the_loaded_lora(base, learned):
-    model, lora = learned
+def test_what_the_basis_sees_of_train_loras_model_is_that_of_the_loaded_lora(base, handed_out):
+    model, lora = handed_out
     plain, own, by_loader = (encoded(each) for each in (base, model, loaded(base, lora)))
     torch.testing.assert_close(own, by_loader, rtol=1e-3, atol=1e-4)
     assert (own - plain).norm() > 0.02 * plain.norm()
