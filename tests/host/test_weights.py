@@ -24,6 +24,7 @@ from frozen_diffusion.modules.host.weights import PREFIX, merged_weights, model_
 from frozen_diffusion.modules.hspace.trace import TraceError
 from frozen_diffusion.modules.training.checkpoint import CheckpointError, CheckpointStore
 from frozen_diffusion.modules.training.order import stream
+from testhost.inprocess import page_defaults
 from testhost.models import conditioning, with_lora
 
 pytestmark = pytest.mark.usefixtures("unloaded")
@@ -33,12 +34,14 @@ RANK = 4
 @pytest.fixture(scope="module")
 def learned(comfy, base):
     """(the MODEL that the host's Train LoRA hands out, None on newer hosts, which hand out none; the LoRA itself)."""
-    defaults = {entry.id: [entry.default] for entry in TrainLoraNode.GET_SCHEMA().inputs
-                if getattr(entry, "default", None) is not None}
-    settings = {"steps": 3, "learning_rate": 0.1, "rank": RANK, "lora_dtype": "fp32", "training_dtype": "fp32"}
     pictures = torch.randn(2, 4, SIZE, SIZE, generator=stream("weights", "pictures"))
-    node = {**defaults, **{name: [value] for name, value in settings.items()}, "model": [base.clone()],
-            "latents": [{"samples": picture} for picture in pictures.split(1)], "positive": [conditioning(1)]}
+    given = {**page_defaults(TrainLoraNode), "steps": 3, "learning_rate": 0.1, "rank": RANK, "lora_dtype": "fp32",
+             "training_dtype": "fp32", "model": base.clone(), "positive": conditioning(1)}
+    if getattr(TrainLoraNode, "INPUT_IS_LIST", False):
+        node = {name: [value] for name, value in given.items()}
+        node["latents"] = [{"samples": picture} for picture in pictures.split(1)]
+    else:
+        node = {**given, "latents": {"samples": pictures}}
     *models, lora, _, _ = comfy.run(TrainLoraNode, **node)
     return (models or [None])[0], {name: value.detach().clone() for name, value in lora.items()}
 
