@@ -23,6 +23,11 @@ def guider_of(model, positive) -> comfy.samplers.CFGGuider:
     return guider
 
 
+def options_of(conditioning) -> list[dict]:
+    """What a CONDITIONING says of its prompts besides their text."""
+    return [options for _, options in conditioning]
+
+
 def with_own_keyframes(positive) -> list:
     """A CONDITIONING whose hooks have keyframes of their own, at their beginning.
 
@@ -45,6 +50,6 @@ def with_own_keyframes(positive) -> list:
 
 def check_keyframes(positive) -> None:
     """Raises ValueError for LoRA hooks that change along a run, which the host can follow downwards only."""
-    if any(len(hook.hook_keyframe.keyframes) > 1 for hook in weight_hooks(options for _, options in positive)):
+    if any(len(hook.hook_keyframe.keyframes) > 1 for hook in weight_hooks(options_of(positive))):
         raise ValueError("The prompt has a LoRA hook with keyframes. They change the LoRA's strength from high noise "
                          "to low, and an inversion goes the other way. Use the hook without keyframes, or Load LoRA.")

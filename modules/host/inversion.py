@@ -15,7 +15,7 @@ from ..hspace.fixed_point import FixedPoint
 from ..hspace.steps import euler, timestep_grid
 from ..hspace.trace import INVERSION, HTrace, TraceError, places, psnr
 from .calls import prompts_of, with_roles
-from .guiders import check_keyframes, guider_of
+from .guiders import check_keyframes, guider_of, options_of
 from .h_space import (
     Capture,
     HSpaceTap,
@@ -265,7 +265,7 @@ def invert(model, positive, latent: Tensor, steps: int, deep_skips: int = 0, ref
     if way_back:
         again = guider_of(model, positive).sample(zeros, noise, comfy.samplers.sampler_object("euler"), levels.down,
                                                   callback=callback, disable_pbar=True, seed=0).to(device)
-    about = {**weights_told(model, [options for _, options in positive]), "from": INVERSION,
+    about = {**weights_told(model, options_of(positive)), "from": INVERSION,
              "steps": str(len(levels.times)), "latent": fingerprint(latent),
              "prompt": fingerprint(*(text for text, _ in positive))}
     return Inversion(noise, recorder.trace(about), levels.down, again)

@@ -20,6 +20,7 @@ from ..basis.subspace_iteration import subspace_iteration
 from ..basis.transport import prompt_direction, pull_direction
 from ..basis.triplets import Step
 from .encoder import Encoder, check_block, copy_encoder, record_call
+from .guiders import options_of
 from .weights import fingerprint, same_hooks, weights_told
 
 LANCZOS, OFFICIAL = "lanczos", "official"
@@ -96,11 +97,6 @@ def jacobian_of(encoder: Encoder, mask: Tensor | None = None, mask_space: str = 
             masks[f"{mask_space}_mask"] = F.interpolate(mask[:1, None].float().clone(), size, mode="area")[0, 0]
     return Jacobian(encoder.fused, encoder.x, push_f=encoder.plain, pull_f=encoder.fused, keep=True,
                     before=comfy.model_management.throw_exception_if_processing_interrupted, **masks)
-
-
-def options_of(conditioning) -> list[dict]:
-    """What a CONDITIONING says of its prompts besides their text."""
-    return [options for _, options in conditioning]
 
 
 def first_level(sigmas: Tensor) -> float:
