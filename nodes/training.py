@@ -190,9 +190,9 @@ class FrozenTrainMotionModule(io.ComfyNode):
     @classmethod
     def execute(cls, model, vae, clip, clips, checkpoint: str, resume: bool, motion_module=None,
                 **recipe) -> io.NodeOutput:
-        from ..modules.frame_sheet import frame_sheet
         from ..modules.host.training import MotionTraining, checkpoint_path
         from ..modules.host.training_progress import SHEET_COLUMNS, train_in_node
+        from ..modules.pictures.frame_sheet import frame_sheet
         training = MotionTraining(model, vae, clip, clips, MotionRecipe(**recipe), motion_module,
                                   checkpoint_path(checkpoint), resume)
         frames = train_in_node(training, cls.hidden.unique_id)

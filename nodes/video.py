@@ -27,7 +27,7 @@ class FrozenFrameSheet(io.ComfyNode):
 
     @classmethod
     def execute(cls, frames, columns, every) -> io.NodeOutput:
-        from ..modules.frame_sheet import frame_sheet
+        from ..modules.pictures.frame_sheet import frame_sheet
         sheet = frame_sheet(frames[::every], columns)
         return io.NodeOutput(sheet, ui=ui.PreviewImage(sheet, cls=cls))
 

@@ -9,7 +9,7 @@ from comfy.patcher_extension import WrappersMP
 
 from frozen_diffusion.modules.host.h_space_sampling import InjectionRequest, injection_sampler
 from frozen_diffusion.modules.hspace.steps import InjectionSettings
-from frozen_diffusion.modules.training.order import stream
+from frozen_diffusion.modules.seeding import stream
 from testhost.models import conditioning
 
 SIZE = 16

@@ -12,10 +12,10 @@ from motion_examples import random_motion
 from frozen_diffusion.modules.host.motion import LoadedMotion, hold_motion
 from frozen_diffusion.modules.host.training import MotionTraining
 from frozen_diffusion.modules.motion.module import MotionConfig
+from frozen_diffusion.modules.seeding import stream
 from frozen_diffusion.modules.training.clips import ClipSettings
 from frozen_diffusion.modules.training.encoded import Text
 from frozen_diffusion.modules.training.motion import MotionRecipe
-from frozen_diffusion.modules.training.order import stream
 from testhost.models import CONTEXT, initialise
 
 RECIPE = MotionRecipe(steps=4, learning_rate=1e-3, batch_size=2, ema=0.5, checkpoint_every=2)

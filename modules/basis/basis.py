@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..file_mistakes import check_file, check_format, read_header
+from ..files.checks import check_file, check_format, read_header
 from .triplets import Triplets, canonical
 
 FORMAT, VERSION = "frozen-diffusion latent basis", "1"

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..about import about_all, different_models
+from ..files.provenance import about_all, different_models
 from .basis import GLOBAL, TRANSPORT, LatentBasis, check_blocks
 from .global_basis import global_basis
 from .transport import Carried, transport, transport_in_x

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..about import different_models
-from ..frame_sheet import frame_sheet, to_image
-from ..plot import as_image, line_plot, matrix_plot, stacked
+from ..files.provenance import different_models
+from ..pictures.frame_sheet import frame_sheet, to_image
+from ..pictures.plot import as_image, line_plot, matrix_plot, stacked
 from .basis import MIDDLE, LatentBasis, check_blocks
 from .geometry import (
     curvedness,

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..seeding import batch_indices, seed_for
 from ..training.average import MovingAverage
 from ..training.checkpoint import CheckpointStore
 from ..training.loop import TrainSettings, train
-from ..training.order import batch_indices, seed_for
 from . import models, world
 from .pool import Pool, draw_pool, signed
 from .training import follow, publish

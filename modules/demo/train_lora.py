@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..seeding import batch_indices
 from ..training.checkpoint import CheckpointStore
 from ..training.loop import TrainSettings, train
-from ..training.order import batch_indices
 from .pool import draw_pool
 from .styles import STYLES
 from .train_unet import drawn_captions, eps_loss, unit_latents

@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
+from ..seeding import batch_indices, seed_for
 from ..training.average import MovingAverage, copy_weights, trainable
 from ..training.checkpoint import CheckpointStore
 from ..training.denoising import snr_weight
 from ..training.loop import TrainSettings, train
-from ..training.order import batch_indices, seed_for
 from . import world
 from .pool import draw_pool, signed
 from .training import follow, publish

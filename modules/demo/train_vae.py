@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
+from ..seeding import batch_indices
 from ..training.average import MovingAverage
 from ..training.checkpoint import CheckpointStore
 from ..training.loop import TrainSettings, train
-from ..training.order import batch_indices
 from .pool import Pool, draw_pool, signed
 from .training import follow, publish
 from .vae import SpriteVAE, vae_loss

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..motion.noise import clip_noise, freeinit_mix, low_pass
-from ..training.order import stream
+from ..seeding import stream
 from .batch_of_clips import clips_of, rows_of
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor
 
-from ..about import same_model, tells_weights
+from ..files.provenance import same_model, tells_weights
 from ..hspace.slerp import angles, inject, norms
 from ..hspace.trace import FAR, H, HTrace, TraceError, check_channels, skip
 from .chunks import Chunk, chunks_of

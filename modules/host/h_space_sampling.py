@@ -11,7 +11,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..about import same_model
+from ..files.provenance import same_model
 from ..hspace.curve import Curve
 from ..hspace.steps import (
     InjectionSettings,

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..about import different_models
 from ..basis.basis import MIDDLE, PROMPT, LatentBasis, latent_basis
 from ..basis.directions import IN_H, IN_X, one_direction
 from ..basis.lanczos import expected_products, lanczos
@@ -19,6 +18,7 @@ from ..basis.report import angle_in_words
 from ..basis.subspace_iteration import subspace_iteration
 from ..basis.transport import prompt_direction, pull_direction
 from ..basis.triplets import Step
+from ..files.provenance import different_models
 from .encoder import Encoder, check_block, copy_encoder, record_call
 from .guiders import options_of
 from .weights import fingerprint, same_hooks, weights_told

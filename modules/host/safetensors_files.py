@@ -7,13 +7,13 @@ from pathlib import Path
 import folder_paths
 from torch import Tensor
 
-from ..whole_file import write_whole
+from ..files.atomic_write import write_atomically
 
 
 def save_tensors(what: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], prefix: str) -> Path:
     """Write into the output folder under the next free number; returns the path. Raises OSError, and leaves nothing."""
     path = next_file(prefix)
-    write_whole(path, tensors, metadata, f"The {what}")
+    write_atomically(path, tensors, metadata, f"The {what}")
     return path
 
 

@@ -14,11 +14,12 @@ import folder_paths
 import torch
 from torch import Tensor, nn
 
-from ..about import same_model, tells_weights
+from ..files.provenance import same_model, tells_weights
 from ..motion.module import MotionConfig, MotionModule, fresh_motion_module
 from ..motion.smoothness import check_videos, unit_length
 from ..motion.temporal_lora import adapt_attentions, plain_state
 from ..motion.total_loss import LossMemory, TotalLoss, fresh_head
+from ..seeding import stream
 from ..training.average import MovingAverage, trainable
 from ..training.checkpoint import CheckpointStore
 from ..training.clips import ClipSource
@@ -26,7 +27,6 @@ from ..training.denoising import ddim, denoising_loss
 from ..training.encoded import EncodedClips, Text
 from ..training.loop import StepRecord, autocast, train
 from ..training.motion import FRESH_SCHEDULE, MotionRecipe
-from ..training.order import stream
 from .demo import load_sprite_world
 from .motion import FAMILIES, LoadedMotion, check_family, hold_motion
 from .motion_schedule import AUTO

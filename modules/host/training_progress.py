@@ -10,7 +10,7 @@ from comfy.utils import ProgressBar
 from PIL import Image
 from torch import Tensor
 
-from ..frame_sheet import frame_sheet, to_image
+from ..pictures.frame_sheet import frame_sheet, to_image
 from ..training.loop import StepRecord
 from .training import MotionTraining
 

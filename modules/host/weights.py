@@ -17,7 +17,7 @@ import comfy.lora
 import torch
 from torch import Tensor, nn
 
-from ..about import same_model
+from ..files.provenance import same_model
 from .motion_splice import KEY as MOTION
 
 PREFIX = "diffusion_model."

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..frame_sheet import GREY, frame_sheet
-from ..plot import as_image, line_plot, stacked
+from ..pictures.frame_sheet import GREY, frame_sheet
+from ..pictures.plot import as_image, line_plot, stacked
 
 PLOTS = {"angle": "angle between h and content, degrees", "ratio": "|h| / |first skip|",
          "dose": "how far the injection moved the latent, as a share of it"}

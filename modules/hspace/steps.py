@@ -229,5 +229,5 @@ def euler(x: Tensor, denoised: Tensor, sigma: float, after: float) -> Tensor:
 
 def draws(seed: int, like: Tensor) -> Callable[[int], Tensor]:
     """Seeded unit noise for every step, drawn on the CPU."""
-    from ..training.order import stream
+    from ..seeding import stream
     return lambda step: torch.randn(like.shape, generator=stream("h-space boost", seed, step)).to(like)

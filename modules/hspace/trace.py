@@ -11,8 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..about import about_all
-from ..file_mistakes import check_file, check_format
+from ..files.checks import check_file, check_format
+from ..files.provenance import about_all
 from .slerp import spherical_mean
 
 FORMAT, VERSION = "frozen-diffusion h-trace", "1"

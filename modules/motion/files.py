@@ -9,8 +9,8 @@ from pickle import UnpicklingError
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..file_mistakes import check_file, read_header, version_problem
-from ..whole_file import write_whole
+from ..files.atomic_write import write_atomically
+from ..files.checks import check_file, read_header, version_problem
 from . import detect, keys
 from .mistakes import MotionFileError, name_other
 from .module import MotionConfig, MotionModule
@@ -110,4 +110,4 @@ def write_motion_file(path: str | Path, module: MotionModule, about: Mapping[str
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     told = {key: str(value) for key, value in (about or {}).items()}
     metadata = {**told, **detect.to_metadata(module.config), "format": FORMAT, "format_version": VERSION}
-    write_whole(path, state, metadata, "The motion module")
+    write_atomically(path, state, metadata, "The motion module")

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..whole_file import write_whole
+from ..files.atomic_write import write_atomically
 
 FORMAT = "frozen_diffusion.training.1"
 
@@ -86,7 +86,7 @@ def save_atomically(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping
     Raises CheckpointError (full disk, no permission); nothing is left behind then.
     """
     try:
-        write_whole(path, tensors, metadata, what)
+        write_atomically(path, tensors, metadata, what)
     except OSError as error:
         kept = ("The previous one there is intact, and the same training goes on from it." if path.is_file()
                 else "There was none before, so the same training begins anew.")

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..seeding import seed_for
 from .captions import CaptionTableError, read_captions
 from .clips import ClipSettings
 from .folder_files import find_files, folders_below, listed, relative_name
 from .frames import CONVERSIONS, BrokenVideoError
-from .order import seed_for
 from .pictures import PICTURES, picture_files
 from .video import VIDEOS, Scan, find_cuts, is_still, read_frames, scan_video
 

@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..seeding import batch_indices, seed_for, stream
 from .checkpoint import CheckpointError, save_atomically
 from .clips import ClipSource
-from .order import batch_indices, seed_for, stream
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from ..seeding import seed_for, stream
 from .average import MovingAverage, copy_weights, trainable
 from .checkpoint import CheckpointError, CheckpointStore
 from .optimizer import Kind, Optimizer
-from .order import seed_for, stream
 
 MAY_DIFFER = {"steps", "checkpoint_every", "lr", "precision", "grad_clip"}     # from the run that is resumed
 

@@ -18,7 +18,7 @@ from frozen_diffusion.modules.host.t_edit import vae_pixels
 from frozen_diffusion.modules.hspace.curve import Curve
 from frozen_diffusion.modules.hspace.steps import InjectionSettings
 from frozen_diffusion.modules.hspace.trace import HTrace, places
-from frozen_diffusion.modules.training.order import stream
+from frozen_diffusion.modules.seeding import stream
 
 CONTENT, STYLE = ("sprite", "size", "place"), ("colour", "texture")
 # Of the 12 skips of sprite world's decoder: with 6 and fewer little of a content comes over. The last three are at full

@@ -21,13 +21,13 @@ from training_examples import WordClip, run
 from frozen_diffusion.modules.host.motion import LoadedMotion
 from frozen_diffusion.modules.host.private_unet import PrivateUNet, copy_unet, noise_levels
 from frozen_diffusion.modules.host.training import HostCodec, MotionTraining
+from frozen_diffusion.modules.seeding import stream
 from frozen_diffusion.modules.training.average import MovingAverage
 from frozen_diffusion.modules.training.clips import ClipSettings
 from frozen_diffusion.modules.training.denoising import ddim, denoising_loss
 from frozen_diffusion.modules.training.encoded import EncodedClips, Text
 from frozen_diffusion.modules.training.loop import TrainSettings, train
 from frozen_diffusion.modules.training.motion import MotionRecipe
-from frozen_diffusion.modules.training.order import stream
 from testhost.models import tiny_sd15
 
 FRAMES, PIXELS, SIDE, PACE, CELL = 8, 64, 20, 5, 8         # pixels; PACE a frame, CELL a latent

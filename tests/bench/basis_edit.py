@@ -32,7 +32,7 @@ from frozen_diffusion.modules.host.encoder import Encoder
 from frozen_diffusion.modules.host.guiders import guider_of
 from frozen_diffusion.modules.host.latent_basis import BasisRequest, compute_basis, encoder_of
 from frozen_diffusion.modules.host.latent_edit import EditRequest, edit
-from frozen_diffusion.modules.training.order import stream
+from frozen_diffusion.modules.seeding import stream
 
 RANK, SAMPLES, SEED = 8, 5, 450
 LEVELS = {1.0: 14.61, 0.8: 5.2, 0.6: 2.45, 0.4: 1.16, 0.2: 0.57}        # t / T: the host's noise level

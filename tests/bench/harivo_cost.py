@@ -23,11 +23,11 @@ from frozen_diffusion.modules.host.training import build_module
 from frozen_diffusion.modules.motion.module import MotionConfig, MotionModule
 from frozen_diffusion.modules.motion.smoothness import LEAST_NEGATIVES
 from frozen_diffusion.modules.motion.total_loss import LossMemory, TotalLoss, fresh_head
+from frozen_diffusion.modules.seeding import stream
 from frozen_diffusion.modules.training.average import trainable
 from frozen_diffusion.modules.training.denoising import denoising_loss
 from frozen_diffusion.modules.training.encoded import ClipBatch, Text
 from frozen_diffusion.modules.training.loop import TrainSettings, train
-from frozen_diffusion.modules.training.order import stream
 
 SIDE = 64                               # of a latent picture in sampling
 ROUNDS, WARM = 5, 1                     # of the sampling step

@@ -38,10 +38,10 @@ from frozen_diffusion.modules.host.private_unet import PrivateUNet, noise_levels
 from frozen_diffusion.modules.host.training import HostCodec
 from frozen_diffusion.modules.motion.flicker import clip_figures
 from frozen_diffusion.modules.motion.smoothness import trs_loss
+from frozen_diffusion.modules.seeding import stream
 from frozen_diffusion.modules.training.clips import ClipSettings
 from frozen_diffusion.modules.training.denoising import NoiseLevels
 from frozen_diffusion.modules.training.encoded import Text
-from frozen_diffusion.modules.training.order import stream
 
 NUMERIC = {
     "1 temporal transformer is diffusers'": "tests/unit/test_motion_transformer.py",

@@ -49,7 +49,7 @@ from frozen_diffusion.modules.host.t_edit import vae_pixels
 from frozen_diffusion.modules.hspace.curve import Curve
 from frozen_diffusion.modules.hspace.steps import InjectionSettings
 from frozen_diffusion.modules.hspace.timesteps import ssim_distance
-from frozen_diffusion.modules.training.order import stream
+from frozen_diffusion.modules.seeding import stream
 
 REAL = ("a portrait photo of a woman", "a photo of a dog on grass", "an oil painting of a harbour",
         "a photo of a red car", "a mountain lake at sunrise", "a portrait photo of an old man", "a cat on a sofa",

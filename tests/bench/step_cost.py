@@ -17,7 +17,7 @@ from frozen_diffusion.modules.host.guiders import guider_of
 from frozen_diffusion.modules.host.h_space_sampling import InjectionRequest, injection_sampler
 from frozen_diffusion.modules.hspace.steps import InjectionSettings
 from frozen_diffusion.modules.hspace.trace import HTrace
-from frozen_diffusion.modules.training.order import stream
+from frozen_diffusion.modules.seeding import stream
 
 SIDE, ROUNDS = 32, 7
 SIGMAS = torch.tensor([12.0, 8.0, 5.0])     # two steps, both injected where anything is

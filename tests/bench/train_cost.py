@@ -16,11 +16,11 @@ import torch
 from frozen_diffusion.modules.host.private_unet import PrivateUNet, noise_levels
 from frozen_diffusion.modules.host.training import build_module
 from frozen_diffusion.modules.motion.module import MotionConfig
+from frozen_diffusion.modules.seeding import stream
 from frozen_diffusion.modules.training.average import MovingAverage
 from frozen_diffusion.modules.training.denoising import denoising_loss
 from frozen_diffusion.modules.training.encoded import ClipBatch, Text
 from frozen_diffusion.modules.training.loop import TrainSettings, autocast, train
-from frozen_diffusion.modules.training.order import stream
 from testhost.models import SD15, initialise
 
 STEPS = 2

@@ -18,7 +18,7 @@ from frozen_diffusion.modules.host.inversion import invert
 from frozen_diffusion.modules.host.motion import apply_motion, hold_motion
 from frozen_diffusion.modules.hspace.trace import TraceError
 from frozen_diffusion.modules.motion.module import MotionConfig
-from frozen_diffusion.modules.training.order import stream
+from frozen_diffusion.modules.seeding import stream
 from testhost.models import CONTEXT, conditioning
 
 pytestmark = pytest.mark.usefixtures("unloaded")

@@ -18,7 +18,7 @@ from frozen_diffusion.modules.host.weights import model_identity
 from frozen_diffusion.modules.hspace.curve import parse_curve
 from frozen_diffusion.modules.hspace.steps import InjectionSettings
 from frozen_diffusion.modules.hspace.trace import HTrace, TraceError, masked
-from frozen_diffusion.modules.training.order import stream
+from frozen_diffusion.modules.seeding import stream
 from testhost.models import conditioning
 
 pytestmark = pytest.mark.usefixtures("unloaded")

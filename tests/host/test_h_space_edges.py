@@ -23,7 +23,7 @@ from frozen_diffusion.modules.hspace.curve import parse_curve
 from frozen_diffusion.modules.hspace.steps import InjectionSettings
 from frozen_diffusion.modules.hspace.trace import HTrace, TraceError, beside, masked
 from frozen_diffusion.modules.motion.module import MotionConfig
-from frozen_diffusion.modules.training.order import stream
+from frozen_diffusion.modules.seeding import stream
 from testhost.models import as_flow, conditioning
 
 pytestmark = pytest.mark.usefixtures("unloaded")

@@ -13,7 +13,7 @@ from frozen_diffusion.modules.host.weights import model_identity
 from frozen_diffusion.modules.hspace.curve import parse_curve
 from frozen_diffusion.modules.hspace.steps import InjectionSettings
 from frozen_diffusion.modules.hspace.trace import HTrace, TraceError
-from frozen_diffusion.modules.training.order import stream
+from frozen_diffusion.modules.seeding import stream
 from testhost.models import SD15, conditioning, leave_room_for_half, patcher_around, watch_loading, with_lora
 
 pytestmark = pytest.mark.usefixtures("unloaded")

@@ -8,7 +8,7 @@ from h_space_examples import PLAIN, QUICK, SIZE, comfy_sampler, guider, injected
 from training_examples import preview_vae
 
 from frozen_diffusion.modules.hspace.trace import TraceError, beside, masked
-from frozen_diffusion.modules.training.order import stream
+from frozen_diffusion.modules.seeding import stream
 
 pytestmark = [pytest.mark.usefixtures("unloaded"), pytest.mark.fault("G5")]
 

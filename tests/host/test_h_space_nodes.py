@@ -14,7 +14,7 @@ from training_examples import preview_vae
 
 from frozen_diffusion.modules.host.motion import apply_motion, hold_motion
 from frozen_diffusion.modules.hspace.trace import HTrace, TraceError
-from frozen_diffusion.modules.training.order import stream
+from frozen_diffusion.modules.seeding import stream
 from testhost.models import conditioning, tiny_flux
 
 pytestmark = pytest.mark.usefixtures("unloaded")

@@ -12,7 +12,7 @@ import torch
 from h_space_examples import QUICK, guider, injected
 
 from frozen_diffusion.modules.hspace.steps import InjectionSettings, draws
-from frozen_diffusion.modules.training.order import stream
+from frozen_diffusion.modules.seeding import stream
 from testhost.models import conditioning
 
 pytestmark = pytest.mark.usefixtures("unloaded")

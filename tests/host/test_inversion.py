@@ -14,7 +14,7 @@ from h_space_examples import QUICK, injected, record
 
 from frozen_diffusion.modules.host.inversion import inversion_grid, invert
 from frozen_diffusion.modules.hspace.trace import psnr
-from frozen_diffusion.modules.training.order import stream
+from frozen_diffusion.modules.seeding import stream
 from testhost.models import conditioning
 
 pytestmark = pytest.mark.usefixtures("unloaded")

@@ -12,7 +12,7 @@ from frozen_diffusion.modules.host.encoder import Encoder, attend_plainly, copy_
 from frozen_diffusion.modules.host.latent_basis import BasisRequest, compute_basis, direction_between, encoder_of
 from frozen_diffusion.modules.host.latent_edit import EditRequest, edit
 from frozen_diffusion.modules.host.private_unet import attend
-from frozen_diffusion.modules.training.order import stream
+from frozen_diffusion.modules.seeding import stream
 from testhost.models import conditioning, sample
 
 pytestmark = pytest.mark.usefixtures("unloaded")

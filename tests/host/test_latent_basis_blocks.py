@@ -11,7 +11,7 @@ from frozen_diffusion.modules.host.encoder import copy_encoder
 from frozen_diffusion.modules.host.guiders import guider_of
 from frozen_diffusion.modules.host.latent_basis import encoder_of, jacobian_of
 from frozen_diffusion.modules.host.private_unet import attend
-from frozen_diffusion.modules.training.order import stream
+from frozen_diffusion.modules.seeding import stream
 from testhost.models import conditioning
 
 pytestmark = pytest.mark.usefixtures("unloaded")

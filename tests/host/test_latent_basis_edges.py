@@ -26,7 +26,7 @@ from frozen_diffusion.modules.host.latent_basis import (
     jacobian_of,
 )
 from frozen_diffusion.modules.host.latent_edit import EditRequest, edit
-from frozen_diffusion.modules.training.order import stream
+from frozen_diffusion.modules.seeding import stream
 from testhost.models import as_flow, conditioning
 
 pytestmark = pytest.mark.usefixtures("unloaded")

@@ -14,7 +14,7 @@ from frozen_diffusion.modules.basis.triplets import Triplets
 from frozen_diffusion.modules.host.demo import load_sprite_world
 from frozen_diffusion.modules.host.guiders import guider_of
 from frozen_diffusion.modules.host.latent_edit import NORMALISED
-from frozen_diffusion.modules.training.order import stream
+from frozen_diffusion.modules.seeding import stream
 from testhost.models import conditioning
 
 pytestmark = pytest.mark.usefixtures("unloaded")

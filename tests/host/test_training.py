@@ -18,11 +18,11 @@ from frozen_diffusion.modules.host.motion import apply_motion, hold_motion
 from frozen_diffusion.modules.host.private_unet import PrivateUNet, copy_unet, noise_levels
 from frozen_diffusion.modules.host.training import MotionTraining, build_module, checkpoint_path, module_config
 from frozen_diffusion.modules.motion.module import MotionConfig, fresh_motion_module
+from frozen_diffusion.modules.seeding import stream
 from frozen_diffusion.modules.training.checkpoint import CheckpointError
 from frozen_diffusion.modules.training.encoded import ClipBatch
 from frozen_diffusion.modules.training.loop import NonFiniteError
 from frozen_diffusion.modules.training.motion import MotionRecipe
-from frozen_diffusion.modules.training.order import stream
 from testhost.models import as_flow, sample
 
 DATASET = {"frames": 4, "fps": 8.0, "width": 64, "height": 64, "stride": 0.0, "max_clips": 0, "mirror": False,

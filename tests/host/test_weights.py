@@ -15,15 +15,15 @@ from h_space_examples import run as sampled
 from training_examples import RECIPE, WordClip, prepared, preview_vae
 from training_examples import run as trained
 
-from frozen_diffusion.modules.about import same_model
+from frozen_diffusion.modules.files.provenance import same_model
 from frozen_diffusion.modules.host.encoder import record_call
 from frozen_diffusion.modules.host.inversion import invert
 from frozen_diffusion.modules.host.latent_basis import direction_between, encoder_of
 from frozen_diffusion.modules.host.private_unet import copy_unet
 from frozen_diffusion.modules.host.weights import PREFIX, merged_weights, model_identity
 from frozen_diffusion.modules.hspace.trace import TraceError
+from frozen_diffusion.modules.seeding import stream
 from frozen_diffusion.modules.training.checkpoint import CheckpointError, CheckpointStore
-from frozen_diffusion.modules.training.order import stream
 from testhost.inprocess import page_defaults
 from testhost.models import conditioning, with_lora
 

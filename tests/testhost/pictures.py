@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 
 from frozen_diffusion.modules.demo.renderer import FRAMES
-from frozen_diffusion.modules.frame_sheet import to_image
 from frozen_diffusion.modules.host.boot import PACK, boot_comfyui
-from frozen_diffusion.modules.plot import stacked
+from frozen_diffusion.modules.pictures.frame_sheet import to_image
+from frozen_diffusion.modules.pictures.plot import stacked
 
 from .edit_templates import EDIT_TEMPLATES
 from .server import Server

@@ -15,11 +15,11 @@ from frozen_diffusion.modules.basis.basis import BasisFileError, LatentBasis, ba
 from frozen_diffusion.modules.basis.lanczos import lanczos
 from frozen_diffusion.modules.basis.products import Jacobian
 from frozen_diffusion.modules.basis.triplets import Triplets
-from frozen_diffusion.modules.whole_file import write_whole
+from frozen_diffusion.modules.files.atomic_write import write_atomically
 
 
 def write_basis(path: Path, basis: LatentBasis) -> None:
-    write_whole(path, *basis_tensors(basis), "The latent basis")
+    write_atomically(path, *basis_tensors(basis), "The latent basis")
 
 
 def random_basis(k: int = 3) -> LatentBasis:

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from frozen_diffusion.modules.hspace.fixed_point import FixedPoint
-from frozen_diffusion.modules.training.order import stream
+from frozen_diffusion.modules.seeding import stream
 
 pytestmark = pytest.mark.fault("G2")
 

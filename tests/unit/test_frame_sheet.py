@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from frozen_diffusion.modules.frame_sheet import GAP, GREY, frame_sheet
+from frozen_diffusion.modules.pictures.frame_sheet import GAP, GREY, frame_sheet
 
 
 def test_every_frame_is_at_its_place():

@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from frozen_diffusion.modules.files.atomic_write import write_atomically
 from frozen_diffusion.modules.hspace.curve import Curve, parse_curve
 from frozen_diffusion.modules.hspace.slerp import angles, inject, norms, slerp, spherical_mean
 from frozen_diffusion.modules.hspace.steps import (
@@ -30,8 +31,7 @@ from frozen_diffusion.modules.hspace.trace import (
     read_trace,
     trace_tensors,
 )
-from frozen_diffusion.modules.training.order import stream
-from frozen_diffusion.modules.whole_file import write_whole
+from frozen_diffusion.modules.seeding import stream
 
 ABAR = (1 - torch.linspace(0.00085 ** 0.5, 0.012 ** 0.5, 1000, dtype=torch.float64) ** 2).cumprod(0)
 
@@ -276,7 +276,7 @@ def test_traces_are_found_merged_and_masked():
 def test_a_trace_survives_its_file(tmp_path):
     both = beside(masked(trace("one"), torch.ones(1, 8, 8), 0.25, 2.0), trace("two"))
     path = tmp_path / "trace.safetensors"
-    write_whole(path, *trace_tensors(both), "The h-trace")
+    write_atomically(path, *trace_tensors(both), "The h-trace")
     again = read_trace(path)
     assert len(again.parts) == 2 and again.times == both.times and again.about == both.about
     for old, new in zip(both.parts, again.parts, strict=True):
@@ -284,7 +284,7 @@ def test_a_trace_survives_its_file(tmp_path):
         assert (old.threshold, old.strength) == (new.threshold, new.strength)
     tensors, metadata = trace_tensors(both)
     parts = [{key: told for key, told in part.items() if key != "threshold"} for part in json.loads(metadata["parts"])]
-    write_whole(path, tensors, metadata | {"parts": json.dumps(parts)}, "The h-trace")
+    write_atomically(path, tensors, metadata | {"parts": json.dumps(parts)}, "The h-trace")
     assert read_trace(path).threshold == 0              # a file from before masks had one
 
 
@@ -300,7 +300,7 @@ def test_files_that_are_no_trace(tmp_path, kind):
                "parts": metadata | {"parts": "many"},
                "times": metadata | {"parts": metadata["parts"].replace('"times": [', '"times": ["soon", ')}}.get(
                    kind, metadata)
-    write_whole(path, tensors, changed, "The h-trace")
+    write_atomically(path, tensors, changed, "The h-trace")
     if kind == "page":
         path.write_text("<!doctype html><html>")
     if kind == "cut":

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from frozen_diffusion.modules.hspace.steps import InjectionSettings, calibrated, injected_step
-from frozen_diffusion.modules.training.order import stream
+from frozen_diffusion.modules.seeding import stream
 
 DIMS = (1, 2, 3)
 ABAR = (1 - torch.linspace(0.00085 ** 0.5, 0.012 ** 0.5, 1000, dtype=torch.float64) ** 2).cumprod(0)

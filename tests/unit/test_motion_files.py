@@ -9,7 +9,7 @@ from motion_examples import FAMILIES, TINY, as_hotshot, random_motion, without_c
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from frozen_diffusion.modules import whole_file
+from frozen_diffusion.modules.files import atomic_write
 from frozen_diffusion.modules.motion import keys
 from frozen_diffusion.modules.motion.detect import check_shapes, detect
 from frozen_diffusion.modules.motion.files import (
@@ -369,7 +369,7 @@ def test_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
 
     old = tmp_path / "clip.safetensors"
     old.write_bytes(b"before")
-    monkeypatch.setattr(whole_file, "save_file", full)
+    monkeypatch.setattr(atomic_write, "save_file", full)
     with pytest.raises(OSError, match=r"could not be written to .*No space left.*MiB are free") as error:
         write_motion_file(old, random_motion())
     assert str(tmp_path) in str(error.value)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from frozen_diffusion.modules import whole_file
+from frozen_diffusion.modules.files import atomic_write
+from frozen_diffusion.modules.seeding import batch_indices, stream
 from frozen_diffusion.modules.training.average import MovingAverage
 from frozen_diffusion.modules.training.checkpoint import CheckpointError, CheckpointStore
 from frozen_diffusion.modules.training.loop import NonFiniteError, TrainSettings, learning_rate, train
-from frozen_diffusion.modules.training.order import batch_indices, stream
 
 
 def network() -> nn.Module:
@@ -226,7 +226,7 @@ def test_write_error_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(whole_file, "save_file", full)
+    monkeypatch.setattr(atomic_write, "save_file", full)
     with pytest.raises(CheckpointError, match="No space left on device"):
         steps.close()
     assert store.facts()["step"] == 5 and os.listdir(tmp_path) == ["run.safetensors"]

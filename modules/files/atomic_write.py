@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 
-def write_whole(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], what: str) -> None:
+def write_atomically(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], what: str) -> None:
     """Write `what` (e.g. "The motion module") to `path`, which holds either the old file or the whole new one.
 
     Folders are made. Raises OSError naming folder, size and free space when it cannot be written; nothing is left
