@@ -3,10 +3,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..modules.clips.noise import KINDS
 from ..modules.host.clip_noise import ClipNoise, FreeInit
 from ..modules.host.mitigating import MODES, mitigate_gradient
 from ..modules.motion.mitigating_gradient import DEFAULT_ALPHA
-from ..modules.motion.noise import KINDS
 
 FRAMES_PER_CLIP = "Frames of one clip when the batch holds several. 0: the batch is one clip."
 

@@ -60,15 +60,15 @@ class FrozenClipDataset(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, source: str, folder: str, **settings) -> str:
+        from ..modules.data.clip_folder import folder_state
         from ..modules.host.clip_dataset import input_folder
-        from ..modules.training.clip_folder import folder_state
         return folder_state(input_folder(folder)) if source == FOLDER else ""
 
     @classmethod
     def execute(cls, source: str, folder: str, seed: int, **settings) -> io.NodeOutput:
+        from ..modules.data.clips import ClipSettings
         from ..modules.demo.clips import SpriteClips
         from ..modules.host.clip_dataset import clips_of_folder, preview_rows
-        from ..modules.training.clips import ClipSettings
         settings = ClipSettings(**settings)
         clips = (SpriteClips(settings.max_clips or 512, settings, seed) if source == SPRITES
                  else clips_of_folder(folder, settings))

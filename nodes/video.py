@@ -61,8 +61,8 @@ class FrozenClipReport(io.ComfyNode):
 
     @classmethod
     def execute(cls, frames, fps, columns) -> io.NodeOutput:
-        from ..modules.clip_report import report_picture, report_text
-        from ..modules.motion.flicker import clip_figures
+        from ..modules.clips.flicker import clip_figures
+        from ..modules.clips.report import report_picture, report_text
         figures = clip_figures(frames[..., :3].movedim(-1, 1))
         picture, text = report_picture(frames, figures, columns), report_text(figures, fps)
         shown = {**ui.PreviewImage(picture, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}

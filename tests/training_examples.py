@@ -9,12 +9,12 @@ import comfy.taesd.taesd
 import torch
 from motion_examples import random_motion
 
+from frozen_diffusion.modules.data.clips import ClipSettings
+from frozen_diffusion.modules.data.encoded import Text
 from frozen_diffusion.modules.host.motion import LoadedMotion, hold_motion
 from frozen_diffusion.modules.host.training import MotionTraining
 from frozen_diffusion.modules.motion.module import MotionConfig
 from frozen_diffusion.modules.seeding import stream
-from frozen_diffusion.modules.training.clips import ClipSettings
-from frozen_diffusion.modules.training.encoded import Text
 from frozen_diffusion.modules.training.motion import MotionRecipe
 from testhost.models import CONTEXT, initialise
 

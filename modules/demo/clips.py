@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..data.clips import ClipSettings
 from ..seeding import seed_for, stream
-from ..training.clips import ClipSettings
 from .pool import as_bytes
 from .renderer import render
 from .world import MOTIONS, Scene, caption, random_scene

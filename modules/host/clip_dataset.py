@@ -8,8 +8,8 @@ import torch
 from comfy.model_management import throw_exception_if_processing_interrupted
 from torch import Tensor
 
-from ..training.clip_folder import ClipFolder, find_clips
-from ..training.clips import ClipSettings, ClipSource
+from ..data.clip_folder import ClipFolder, find_clips
+from ..data.clips import ClipSettings, ClipSource
 
 PREVIEW_CLIPS, PREVIEW_FRAMES = 4, 8
 

@@ -10,7 +10,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ..motion.noise import clip_noise, freeinit_mix, low_pass
+from ..clips.noise import clip_noise, freeinit_mix, low_pass
 from ..seeding import stream
 from .batch_of_clips import clips_of, rows_of
 

@@ -15,10 +15,10 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..data.encoded import Text
 from ..motion.module import MotionModule
 from ..motion.total_loss import Features
 from ..training.denoising import NoiseLevels
-from ..training.encoded import Text
 from .motion import KEY, MotionRun, motion_options, splice
 from .motion_schedule import set_schedule
 from .motion_splice import MotionSlot, pooled_groupnorm

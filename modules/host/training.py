@@ -14,6 +14,8 @@ import folder_paths
 import torch
 from torch import Tensor, nn
 
+from ..data.clips import ClipSource
+from ..data.encoded import EncodedClips, Text
 from ..files.provenance import same_model, tells_weights
 from ..motion.module import MotionConfig, MotionModule, fresh_motion_module
 from ..motion.smoothness import check_videos, unit_length
@@ -22,9 +24,7 @@ from ..motion.total_loss import LossMemory, TotalLoss, fresh_head
 from ..seeding import stream
 from ..training.average import MovingAverage, trainable
 from ..training.checkpoint import CheckpointStore
-from ..training.clips import ClipSource
 from ..training.denoising import ddim, denoising_loss
-from ..training.encoded import EncodedClips, Text
 from ..training.loop import StepRecord, autocast, train
 from ..training.motion import FRESH_SCHEDULE, MotionRecipe
 from .demo import load_sprite_world

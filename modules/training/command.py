@@ -6,10 +6,10 @@ import contextlib
 import dataclasses
 from pathlib import Path
 
+from ..data.clip_folder import ClipFolderError, find_clips
+from ..data.clips import ClipSettings, ClipSource
 from ..demo.clips import SpriteClips
 from ..demo.world import MOTIONS
-from .clip_folder import ClipFolderError, find_clips
-from .clips import ClipSettings, ClipSource
 from .motion import MotionRecipe
 
 SPRITES = "sprite-world"

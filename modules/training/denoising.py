@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .encoded import ClipBatch, Text, stack_texts
+from ..data.encoded import ClipBatch, Text, stack_texts
 
 Predictor = Callable[[Tensor, Tensor, Text, Tensor | None], Tensor]
 

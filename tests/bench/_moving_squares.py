@@ -18,14 +18,14 @@ from comfy.model_sampling import V_PREDICTION, ModelSamplingDiscrete
 from torch import Tensor, nn
 from training_examples import WordClip, run
 
+from frozen_diffusion.modules.data.clips import ClipSettings
+from frozen_diffusion.modules.data.encoded import EncodedClips, Text
 from frozen_diffusion.modules.host.motion import LoadedMotion
 from frozen_diffusion.modules.host.private_unet import PrivateUNet, copy_unet, noise_levels
 from frozen_diffusion.modules.host.training import HostCodec, MotionTraining
 from frozen_diffusion.modules.seeding import stream
 from frozen_diffusion.modules.training.average import MovingAverage
-from frozen_diffusion.modules.training.clips import ClipSettings
 from frozen_diffusion.modules.training.denoising import ddim, denoising_loss
-from frozen_diffusion.modules.training.encoded import EncodedClips, Text
 from frozen_diffusion.modules.training.loop import TrainSettings, train
 from frozen_diffusion.modules.training.motion import MotionRecipe
 from testhost.models import tiny_sd15

@@ -29,10 +29,10 @@ from bench.harivo_ablation import scenes_for, true_latents
 from comfy.samplers import calculate_sigmas, sampler_object
 from torch import Tensor
 
+from frozen_diffusion.modules.clips.flicker import clip_figures
 from frozen_diffusion.modules.demo.motion_oracle import read_clips
 from frozen_diffusion.modules.demo.renderer import FRAMES
 from frozen_diffusion.modules.demo.world import caption
-from frozen_diffusion.modules.motion.flicker import clip_figures
 
 ROWS = {"image": None, "baseline": "sprite_motion", "harivo": "sprite_harivo"}
 STEPS, LEFT, SEED = 20, (3, 6, 9), 1700         # steps that are left where the true clip gets its noise

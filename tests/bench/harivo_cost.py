@@ -17,6 +17,7 @@ from bench.train_cost import FULL, full_size_model
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from motion_examples import SD15
 
+from frozen_diffusion.modules.data.encoded import ClipBatch, Text
 from frozen_diffusion.modules.host.motion import MotionRun, motion_options, splice, unsplice
 from frozen_diffusion.modules.host.private_unet import PrivateUNet, noise_levels
 from frozen_diffusion.modules.host.training import build_module
@@ -26,7 +27,6 @@ from frozen_diffusion.modules.motion.total_loss import LossMemory, TotalLoss, fr
 from frozen_diffusion.modules.seeding import stream
 from frozen_diffusion.modules.training.average import trainable
 from frozen_diffusion.modules.training.denoising import denoising_loss
-from frozen_diffusion.modules.training.encoded import ClipBatch, Text
 from frozen_diffusion.modules.training.loop import TrainSettings, train
 
 SIDE = 64                               # of a latent picture in sampling

@@ -28,6 +28,9 @@ from bench.mg import run as measure_mg
 from torch import Tensor
 from torch.nn import functional
 
+from frozen_diffusion.modules.clips.flicker import clip_figures
+from frozen_diffusion.modules.data.clips import ClipSettings
+from frozen_diffusion.modules.data.encoded import Text
 from frozen_diffusion.modules.demo.clips import SpriteClips
 from frozen_diffusion.modules.demo.renderer import FRAMES, render
 from frozen_diffusion.modules.demo.train_harivo import ablation_file
@@ -36,12 +39,9 @@ from frozen_diffusion.modules.host.boot import PACK
 from frozen_diffusion.modules.host.motion_files import load_motion_file
 from frozen_diffusion.modules.host.private_unet import PrivateUNet, noise_levels
 from frozen_diffusion.modules.host.training import HostCodec
-from frozen_diffusion.modules.motion.flicker import clip_figures
 from frozen_diffusion.modules.motion.smoothness import trs_loss
 from frozen_diffusion.modules.seeding import stream
-from frozen_diffusion.modules.training.clips import ClipSettings
 from frozen_diffusion.modules.training.denoising import NoiseLevels
-from frozen_diffusion.modules.training.encoded import Text
 
 NUMERIC = {
     "1 temporal transformer is diffusers'": "tests/unit/test_motion_transformer.py",

@@ -13,13 +13,13 @@ import comfy.model_patcher
 import comfy.supported_models
 import torch
 
+from frozen_diffusion.modules.data.encoded import ClipBatch, Text
 from frozen_diffusion.modules.host.private_unet import PrivateUNet, noise_levels
 from frozen_diffusion.modules.host.training import build_module
 from frozen_diffusion.modules.motion.module import MotionConfig
 from frozen_diffusion.modules.seeding import stream
 from frozen_diffusion.modules.training.average import MovingAverage
 from frozen_diffusion.modules.training.denoising import denoising_loss
-from frozen_diffusion.modules.training.encoded import ClipBatch, Text
 from frozen_diffusion.modules.training.loop import TrainSettings, autocast, train
 from testhost.models import SD15, initialise
 

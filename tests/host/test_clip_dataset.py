@@ -12,10 +12,10 @@ import torch
 from clip_examples import moving, numbered, write_video
 from PIL import Image
 
-from frozen_diffusion.modules.training import pictures
-from frozen_diffusion.modules.training.clip_folder import file_state, folder_state
-from frozen_diffusion.modules.training.hdr import HLG_TRANSFER, PQ_TRANSFER, to_sdr
-from frozen_diffusion.modules.training.video import scan_video
+from frozen_diffusion.modules.data import image_sequences as pictures
+from frozen_diffusion.modules.data.clip_folder import file_state, folder_state
+from frozen_diffusion.modules.data.hdr import HLG_TRANSFER, PQ_TRANSFER, to_sdr
+from frozen_diffusion.modules.data.video import scan_video
 
 SETTINGS = {"frames": 8, "fps": 8.0, "width": 64, "height": 64, "stride": 0.0, "max_clips": 0, "mirror": False,
             "keep_still": False, "seed": 0}

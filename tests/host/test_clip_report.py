@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from frozen_diffusion.modules.clip_report import HEIGHT, WIDEST, WORST
+from frozen_diffusion.modules.clips.report import HEIGHT, WIDEST, WORST
 from frozen_diffusion.modules.pictures.frame_sheet import GAP
 
 RED = tuple(int(WORST[at:at + 2], 16) for at in (1, 3, 5))

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from training_examples import RECIPE, Squares, WordClip, inputs, prepared, preview_vae, run, same, state, trained
 
+from frozen_diffusion.modules.data.encoded import ClipBatch
 from frozen_diffusion.modules.host import training_progress
 from frozen_diffusion.modules.host.motion import apply_motion, hold_motion
 from frozen_diffusion.modules.host.private_unet import PrivateUNet, copy_unet, noise_levels
@@ -20,7 +21,6 @@ from frozen_diffusion.modules.host.training import MotionTraining, build_module,
 from frozen_diffusion.modules.motion.module import MotionConfig, fresh_motion_module
 from frozen_diffusion.modules.seeding import stream
 from frozen_diffusion.modules.training.checkpoint import CheckpointError
-from frozen_diffusion.modules.training.encoded import ClipBatch
 from frozen_diffusion.modules.training.loop import NonFiniteError
 from frozen_diffusion.modules.training.motion import MotionRecipe
 from testhost.models import as_flow, sample

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from frozen_diffusion.modules.motion.noise import clip_noise, freeinit_mix, low_pass
+from frozen_diffusion.modules.clips.noise import clip_noise, freeinit_mix, low_pass
 
 FRAMES, SHAPE = 12, (4, 48, 48)
 

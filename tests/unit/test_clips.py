@@ -8,16 +8,16 @@ import torch
 from clip_examples import moving, numbered, pattern, write_video
 from PIL import Image
 
-from frozen_diffusion.modules.demo.clips import SpriteClips
-from frozen_diffusion.modules.demo.world import MOTION_WORDS
-from frozen_diffusion.modules.training.clip_folder import (
+from frozen_diffusion.modules.data.clip_folder import (
     ClipFolderError,
     file_state,
     find_clips,
     folder_state,
 )
-from frozen_diffusion.modules.training.clips import ClipSettings
-from frozen_diffusion.modules.training.video import find_cuts, fit, read_frames, scan_video
+from frozen_diffusion.modules.data.clips import ClipSettings
+from frozen_diffusion.modules.data.video import find_cuts, fit, read_frames, scan_video
+from frozen_diffusion.modules.demo.clips import SpriteClips
+from frozen_diffusion.modules.demo.world import MOTION_WORDS
 
 SMALL = ClipSettings(frames=8, fps=8, width=64, height=64)
 

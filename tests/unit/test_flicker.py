@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from frozen_diffusion.modules.motion.flicker import clip_figures
+from frozen_diffusion.modules.clips.flicker import clip_figures
 
 
 def test_noise_flickers_by_the_square_root_of_three():

@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
+from frozen_diffusion.modules.data.clips import ClipSettings
+from frozen_diffusion.modules.data.encoded import EncodedClips, Text, stack_texts
 from frozen_diffusion.modules.seeding import stream
-from frozen_diffusion.modules.training.clips import ClipSettings
 from frozen_diffusion.modules.training.denoising import NoiseLevels, ddim, denoising_loss, shifted, snr_weight
-from frozen_diffusion.modules.training.encoded import EncodedClips, Text, stack_texts
 
 
 class Source:

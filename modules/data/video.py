@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .frames import LATE, BrokenVideoError, Frame
-from .pictures import PICTURES, animation_frames, picture_files, sequence_frames
+from .image_sequences import PICTURES, animation_frames, picture_files, sequence_frames
 from .video_file import video_frames
 
 VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".m2ts",

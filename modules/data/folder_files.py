@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .pictures import PICTURES, is_animated, natural_order
+from .image_sequences import PICTURES, is_animated, natural_order
 from .video import VIDEOS
 
 # Media and archives that people put into such folders and that are not read.

@@ -4,9 +4,9 @@ from __future__ import annotations
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .motion.flicker import ClipFigures
-from .pictures.frame_sheet import GAP, frame_sheet, to_image
-from .pictures.plot import FAINT, INK, PAPER, as_image, stacked
+from ..pictures.frame_sheet import GAP, frame_sheet, to_image
+from ..pictures.plot import FAINT, INK, PAPER, as_image, stacked
+from .flicker import ClipFigures
 
 NARROWEST, WIDEST, HEIGHT, MARGIN = 480, 1600, 240, 44      # pixels of the plot
 LINE, WORST = "#2a6fdb", "#d1342f"

@@ -13,7 +13,7 @@ from .captions import CaptionTableError, read_captions
 from .clips import ClipSettings
 from .folder_files import find_files, folders_below, listed, relative_name
 from .frames import CONVERSIONS, BrokenVideoError
-from .pictures import PICTURES, picture_files
+from .image_sequences import PICTURES, picture_files
 from .video import VIDEOS, Scan, find_cuts, is_still, read_frames, scan_video
 
 SHORTEST = 2 / 3    # of a clip's length: a shorter scene is skipped (harivo.md 3: 2 s for 24 frames at 8 fps)

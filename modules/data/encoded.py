@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..seeding import batch_indices, seed_for, stream
-from .checkpoint import CheckpointError, save_atomically
+from ..training.checkpoint import CheckpointError, save_atomically
 from .clips import ClipSource
 
 
