@@ -26,7 +26,7 @@ VERSIONS = ("torch", "numpy", "diffusers", "safetensors")
 def demo_train(args: argparse.Namespace) -> int:
     """Train one part of the sprite-world model that the pack ships."""
     boot_comfyui(["--use-pytorch-cross-attention"])     # a tenth faster on a CPU than the host's default
-    from .demo.training import train_part
+    from .demo_training.parts import train_part
     print(f"written: {train_part(args.part, args.runs)}")
     return 0
 
@@ -34,8 +34,8 @@ def demo_train(args: argparse.Namespace) -> int:
 def train_motion(args: argparse.Namespace) -> int:
     """Train a motion module."""
     boot_comfyui()
-    from .training import command
-    return command.main(args) or 0
+    from .host.motion import train_command
+    return train_command.main(args) or 0
 
 
 def bench(args: argparse.Namespace) -> int:
@@ -90,7 +90,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     demo = commands.add_parser("demo-train", help="train a part of the sprite-world model")
     demo.set_defaults(action=demo_train)
     if argv[:1] == ["demo-train"]:
-        from .demo.training import PARTS
+        from .demo_training.parts import PARTS
         demo.add_argument("part", choices=PARTS)
         demo.add_argument("--runs", type=Path, default=Path("runs"), help="folder of its checkpoints")
 
@@ -99,8 +99,8 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     motion = methods.add_parser("motion", help="a motion module from clips")
     motion.set_defaults(action=train_motion)
     if argv[:2] == ["train", "motion"]:
-        from .training import command
-        command.add_arguments(motion)
+        from .host.motion import train_command
+        train_command.add_arguments(motion)
 
     measure = commands.add_parser("bench", help="run a benchmark and print its figures as JSON")
     measure.add_argument("name")

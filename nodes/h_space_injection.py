@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..modules.host.h_space import APPLY_TO, CHECKS, NONE, NORM_MODES
+from ..modules.host.hspace.capture import APPLY_TO, CHECKS, NONE, NORM_MODES
 from ..modules.hspace.steps import PRESETS, InjectionSettings
 from .h_traces import HTrace
 
@@ -95,7 +95,7 @@ class FrozenHSpaceInjectionSampler(io.ComfyNode):
     @classmethod
     def execute(cls, trace, preset: str, gamma: str, apply_to: str, norm_mode: str, check: str,
                 shared_encoder: bool, **settings) -> io.NodeOutput:
-        from ..modules.host.h_space_sampling import InjectionRequest, injection_sampler
+        from ..modules.host.hspace.sampling import InjectionRequest, injection_sampler
         from ..modules.hspace.curve import parse_curve
         from ..modules.hspace.steps import with_preset
         if preset == CUSTOM:
@@ -135,7 +135,7 @@ class FrozenInjectHSpace(io.ComfyNode):
     @classmethod
     def execute(cls, model, trace, gamma: str, t_edit: float, apply_to: str, norm_mode: str, check: str,
                 gamma_skips: float) -> io.NodeOutput:
-        from ..modules.host.h_space_sampling import inject_h_space
+        from ..modules.host.hspace.sampling import inject_h_space
         from ..modules.hspace.curve import parse_curve
         return io.NodeOutput(inject_h_space(model, trace, parse_curve(gamma), t_edit, apply_to, norm_mode, check,
                                             gamma_skips))
@@ -174,7 +174,7 @@ class FrozenHSpaceGrid(io.ComfyNode):
     @classmethod
     def execute(cls, noise, guider, sampler, sigmas, latent_image, vae, content_images=None,
                 style_images=None) -> io.NodeOutput:
-        from ..modules.host.h_space_grid import contents_of, sample_grid
+        from ..modules.host.hspace.grid import contents_of, sample_grid
         from ..modules.host.preview import step_callback
         from ..modules.hspace.report import grid_sheet
         steps = len(contents_of(sampler)) * (len(sigmas) - 1)
@@ -208,7 +208,7 @@ class FrozenLatentCalibration(io.ComfyNode):
 
     @classmethod
     def execute(cls, edited_model, omega: float, start: float, end: float) -> io.NodeOutput:
-        from ..modules.host.h_space_sampling import calibration_sampler
+        from ..modules.host.hspace.sampling import calibration_sampler
         return io.NodeOutput(calibration_sampler(edited_model, omega, start, end))
 
 

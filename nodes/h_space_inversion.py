@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..modules.host.t_edit import DISTANCES
+from ..modules.host.hspace.t_edit import DISTANCES
 from ..modules.hspace.trace import PRECISIONS
 from .h_traces import HTrace
 
@@ -61,9 +61,9 @@ class FrozenInvertDDIM(io.ComfyNode):
     @classmethod
     def execute(cls, model, positive, latent, steps: int, refinements: int, deep_skips: int, check: bool, vae=None,
                 sigmas=None, depth: float = 1.0, trace_precision: str = "fp16") -> io.NodeOutput:
-        from ..modules.host.inversion import invert, report_text
+        from ..modules.host.hspace.inversion import invert, report_text
         from ..modules.host.preview import step_callback
-        from ..modules.host.t_edit import vae_pixels
+        from ..modules.host.vae import vae_pixels
         samples = latent["samples"]
         found = invert(model, positive, samples, steps, deep_skips, refinements, check, step_callback(model, steps),
                        depth, sigmas, PRECISIONS[trace_precision])
@@ -105,7 +105,7 @@ class FrozenRecordHSpace(io.ComfyNode):
     @classmethod
     def execute(cls, noise, guider, sampler, sigmas, latent_image, deep_skips: int,
                 trace_precision: str = "fp16") -> io.NodeOutput:
-        from ..modules.host.inversion import record_run
+        from ..modules.host.hspace.inversion import record_run
         from ..modules.host.preview import step_callback
         from ..modules.hspace.report import injection_plot
         samples, trace, report = record_run(noise, guider, sampler, sigmas, latent_image, deep_skips,
@@ -143,7 +143,7 @@ class FrozenCalibrateTimesteps(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, positive, vae, latent, steps: int, distance: str) -> io.NodeOutput:
-        from ..modules.host.t_edit import calibrate
+        from ..modules.host.hspace.t_edit import calibrate
         from ..modules.hspace.report import timestep_plot
         found = calibrate(model, positive, vae, latent["samples"], steps, distance)
         return io.NodeOutput(found.t_edit, found.t_boost, timestep_plot(found),

@@ -82,7 +82,7 @@ class FrozenSaveHTrace(io.ComfyNode):
 
     @classmethod
     def execute(cls, trace, filename_prefix: str) -> io.NodeOutput:
-        from ..modules.host.safetensors_files import save_tensors
+        from ..modules.host.files import save_tensors
         from ..modules.hspace.trace import trace_tensors
         path = save_tensors("h-trace", *trace_tensors(trace), filename_prefix)
         return io.NodeOutput(str(path), ui=ui.PreviewText(f"{path}\n{trace.describe()}"))
@@ -104,12 +104,12 @@ class FrozenLoadHTrace(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file: str) -> str:
-        from ..modules.host.safetensors_files import state_of
+        from ..modules.host.files import state_of
         return state_of(file)
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        from ..modules.host.safetensors_files import find_file
+        from ..modules.host.files import find_file
         from ..modules.hspace.trace import read_trace
         return io.NodeOutput(read_trace(find_file(file)))
 

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 
 from ..modules.clips.noise import KINDS
 from ..modules.host.clip_noise import ClipNoise, FreeInit
-from ..modules.host.mitigating import MODES, mitigate_gradient
+from ..modules.host.motion.mitigating_gradient import MODES, mitigate_gradient
 from ..modules.motion.mitigating_gradient import DEFAULT_ALPHA
 
 FRAMES_PER_CLIP = "Frames of one clip when the batch holds several. 0: the batch is one clip."

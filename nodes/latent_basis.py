@@ -5,8 +5,8 @@ from comfy_api.latest import io, ui
 
 from ..modules.basis.basis import BLOCKS, MIDDLE
 from ..modules.basis.directions import IN_H, IN_X, SPACES
-from ..modules.host.latent_basis import SOLVERS
-from ..modules.host.latent_edit import METHODS
+from ..modules.host.basis.compute import SOLVERS
+from ..modules.host.basis.edit import METHODS
 
 LatentBasis = io.Custom("FROZEN_LATENT_BASIS")
 NOISY = ("A latent that is still noisy: sampled (or inverted) down to where sigmas begins. One picture, no batch.")
@@ -75,13 +75,13 @@ class FrozenComputeLatentBasis(io.ComfyNode):
                 mask_space: str, mask=None, start=None, block: str = MIDDLE, network_timestep: float = -1.0
                 ) -> io.NodeOutput:
         from ..modules.basis.report import angle_in_words, basis_picture, basis_text
-        from ..modules.host.latent_basis import BasisRequest, compute_basis
-        from ..modules.host.training_progress import say
+        from ..modules.host.basis.compute import BasisRequest, compute_basis
+        from ..modules.host.progress import report_progress
         node = cls.hidden.unique_id
         request = BasisRequest(rank, solver, tolerance, seed, mask_space, block,
                                network_timestep if network_timestep >= 0 else None)
         basis, last = compute_basis(model, positive, latent["samples"], sigmas, request, mask, start,
-                                    lambda text: say(text, node))
+                                    lambda text: report_progress(text, node))
         text = basis_text([basis]) + "\n" + angle_in_words(last.angle, last.residuals, last.converged)
         if len(basis.V) < rank:
             text += f"\nrank {rank} was asked for; this latent has no more than {len(basis.V)} directions"
@@ -138,7 +138,7 @@ class FrozenEditAlongBasis(io.ComfyNode):
     @classmethod
     def execute(cls, model, positive, latent, sigmas, basis, by_noise: bool = True, complement=None, **request
                 ) -> io.NodeOutput:
-        from ..modules.host.latent_edit import EditRequest, edit
+        from ..modules.host.basis.edit import EditRequest, edit
         wanted = EditRequest(**request, by_noise=by_noise)
         samples, text = edit(model, positive, latent["samples"], sigmas, basis, wanted, complement)
         return io.NodeOutput({"samples": samples}, text, ui=ui.PreviewText(text))
@@ -224,7 +224,7 @@ class FrozenPromptDirection(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, positive_a, positive_b, latent, sigmas, basis=None, block: str = MIDDLE) -> io.NodeOutput:
-        from ..modules.host.latent_basis import direction_between
+        from ..modules.host.basis.compute import direction_between
         found, text = direction_between(model, positive_a, positive_b, latent["samples"], sigmas, basis, block)
         return io.NodeOutput(found, text, ui=ui.PreviewText(text))
 
@@ -275,7 +275,7 @@ class FrozenSaveBasis(io.ComfyNode):
     @classmethod
     def execute(cls, basis, filename_prefix: str) -> io.NodeOutput:
         from ..modules.basis.basis import basis_tensors
-        from ..modules.host.safetensors_files import save_tensors
+        from ..modules.host.files import save_tensors
         path = save_tensors("latent basis", *basis_tensors(basis), filename_prefix)
         return io.NodeOutput(str(path), ui=ui.PreviewText(str(path)))
 
@@ -296,13 +296,13 @@ class FrozenLoadBasis(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file: str) -> str:
-        from ..modules.host.safetensors_files import state_of
+        from ..modules.host.files import state_of
         return state_of(file)
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
         from ..modules.basis.basis import read_basis
-        from ..modules.host.safetensors_files import find_file
+        from ..modules.host.files import find_file
         return io.NodeOutput(read_basis(find_file(file)))
 
 

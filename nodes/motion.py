@@ -3,15 +3,15 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..modules.host.motion import EVERY_STEP, MAPPING_MODES, OFFICIAL, POOLED, apply_motion
-from ..modules.host.motion_files import (
+from ..modules.host.motion.apply import EVERY_STEP, MAPPING_MODES, OFFICIAL, POOLED, apply_motion
+from ..modules.host.motion.files import (
     find_motion_file,
     list_motion_files,
     load_motion_file,
     report_text,
     save_motion,
 )
-from ..modules.host.motion_schedule import AUTO, CHOICES
+from ..modules.host.motion.schedule import AUTO, CHOICES
 
 MotionModuleType = io.Custom("FROZEN_MOTION_MODULE")
 

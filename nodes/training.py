@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..modules.training.motion import HEADS, NEGATIVES, MotionRecipe
+from ..modules.motion.recipe import HEADS, NEGATIVES, MotionRecipe
 
 ClipDataset = io.Custom("FROZEN_CLIP_DATASET")
 MotionModule = io.Custom("FROZEN_MOTION_MODULE")
@@ -190,11 +190,13 @@ class FrozenTrainMotionModule(io.ComfyNode):
     @classmethod
     def execute(cls, model, vae, clip, clips, checkpoint: str, resume: bool, motion_module=None,
                 **recipe) -> io.NodeOutput:
-        from ..modules.host.training import MotionTraining, checkpoint_path
-        from ..modules.host.training_progress import SHEET_COLUMNS, train_in_node
+        from ..modules.host.files import checkpoint_path
+        from ..modules.host.motion.train import MotionTraining
+        from ..modules.host.progress import SHEET_COLUMNS
+        from ..modules.host.train_node import train_in_node
         from ..modules.pictures.frame_sheet import frame_sheet
         training = MotionTraining(model, vae, clip, clips, MotionRecipe(**recipe), motion_module,
-                                  checkpoint_path(checkpoint), resume)
+                                  checkpoint_path(checkpoint, "motion_training"), resume)
         frames = train_in_node(training, cls.hidden.unique_id)
         return io.NodeOutput(training.result(), {"loss": training.losses}, frame_sheet(frames, SHEET_COLUMNS))
 

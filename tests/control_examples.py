@@ -7,7 +7,7 @@ import comfy.controlnet
 import torch
 from safetensors.torch import save_file
 
-from frozen_diffusion.modules.demo.train_controlnet import ControlBranch
+from frozen_diffusion.modules.demo_training.controlnet import ControlBranch
 from frozen_diffusion.modules.host import demo
 
 

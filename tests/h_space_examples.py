@@ -7,7 +7,7 @@ import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from frozen_diffusion.modules.host.h_space_sampling import InjectionRequest, injection_sampler
+from frozen_diffusion.modules.host.hspace.sampling import InjectionRequest, injection_sampler
 from frozen_diffusion.modules.hspace.steps import InjectionSettings
 from frozen_diffusion.modules.seeding import stream
 from testhost.models import conditioning

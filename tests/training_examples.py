@@ -11,11 +11,11 @@ from motion_examples import random_motion
 
 from frozen_diffusion.modules.data.clips import ClipSettings
 from frozen_diffusion.modules.data.encoded import Text
-from frozen_diffusion.modules.host.motion import LoadedMotion, hold_motion
-from frozen_diffusion.modules.host.training import MotionTraining
+from frozen_diffusion.modules.host.motion.apply import LoadedMotion, hold_motion
+from frozen_diffusion.modules.host.motion.train import MotionTraining
 from frozen_diffusion.modules.motion.module import MotionConfig
+from frozen_diffusion.modules.motion.recipe import MotionRecipe
 from frozen_diffusion.modules.seeding import stream
-from frozen_diffusion.modules.training.motion import MotionRecipe
 from testhost.models import CONTEXT, initialise
 
 RECIPE = MotionRecipe(steps=4, learning_rate=1e-3, batch_size=2, ema=0.5, checkpoint_every=2)

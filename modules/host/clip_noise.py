@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..clips.noise import clip_noise, freeinit_mix, low_pass
 from ..seeding import stream
-from .batch_of_clips import clips_of, rows_of
+from .clips import clips_of, rows_of
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,13 @@ from weakref import WeakKeyDictionary
 
 import comfy.hooks
 import comfy.lora
+import comfy.ops
 import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor, nn
 
 from ..files.provenance import same_model
-from .motion_splice import KEY as MOTION
+from .clips import MOTION, has_motion_module
 
 PREFIX = "diffusion_model."
 COMPILED = "_orig_mod."     # in the names of a compiled network's weights
@@ -185,3 +187,29 @@ def fingerprint(*tensors: Tensor | None) -> str:
     for tensor in tensors:
         digest.update(b"" if tensor is None else tensor.detach().half().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def check_trainable(model) -> None:
+    """Raises ValueError for a MODEL that is no SD1.5 or SDXL image model, or that carries a motion module."""
+    unet = model.model.diffusion_model
+    if type(unet) is not UNetModel or unet.in_channels != 4:
+        raise ValueError(f"Training needs a text-to-image model of the SD1.5 or SDXL family; the MODEL is a "
+                         f"{type(unet).__name__} with {getattr(unet, 'in_channels', '?')} input channels.")
+    if has_motion_module(model):
+        raise ValueError("The MODEL already has a motion module. Connect the MODEL from before Apply Motion "
+                         "Module; give the motion module itself to start from it.")
+
+
+def copy_unet(model) -> UNetModel:
+    """The U-Net of the MODEL `model` in fp32 on the CPU, with all that changes its weights merged in, frozen.
+
+    Reads the weights wherever the host keeps them at the moment, and writes nothing. Raises ValueError for a MODEL that
+    training cannot use (`check_trainable`), or whose weights cannot be read (`merged_weights`).
+    """
+    check_trainable(model)
+    config = {**model.model.model_config.unet_config, "dtype": torch.float32}
+    weights = merged_weights(model)
+    with torch.inference_mode(False), torch.no_grad():
+        copy = UNetModel(**config, device="meta", operations=comfy.ops.disable_weight_init)
+        copy.load_state_dict({key.removeprefix(PREFIX): weight for key, weight in weights.items()}, assign=True)
+    return copy.eval().requires_grad_(False)

@@ -8,8 +8,8 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor
 
+from .file_checks import MotionFileError
 from .keys import CODES, CONVOLUTION, MAPPING, TOKENS, Names
-from .mistakes import MotionFileError
 from .module import MotionConfig, MotionModule
 
 # What the configuration is read off.

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..files.atomic_write import write_atomically
 from ..files.checks import check_file, read_header, version_problem
 from . import detect, keys
-from .mistakes import MotionFileError, name_other
+from .file_checks import MotionFileError, name_other
 from .module import MotionConfig, MotionModule
 
 FORMAT, VERSION = "frozen-diffusion motion", "1"

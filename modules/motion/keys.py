@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .mistakes import MotionFileError
+from .file_checks import MotionFileError
 from .transformer import sinusoids
 
 HARIVO = "harivo."              # before the names of all parts that AnimateDiff does not have

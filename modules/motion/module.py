@@ -27,7 +27,7 @@ class MotionConfig:
         temporal_convolution: whether a TemporalConv comes before every transformer.
         kind: "animatediff v1" | "animatediff v2" | "animatediff v3" | "animatediff sdxl" | "hotshotxl" |
             "animatelcm" | "pia" | "frozen" (made here).
-        beta_schedule: noise schedule it was trained with, a name in modules/host/motion_schedule.py, or
+        beta_schedule: noise schedule it was trained with, a name in modules/host/motion/schedule.py, or
             "keep" for the image model's own.
         groupnorm: "pooled" when the image model's ResBlock norms and final norm take their statistics over
             all frames of a clip (AnimateDiff v1), else "per frame".

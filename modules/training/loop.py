@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from ..seeding import seed_for, stream
-from .average import MovingAverage, copy_weights, trainable
 from .checkpoint import CheckpointError, CheckpointStore
+from .ema import MovingAverage, copy_weights, trainable
 from .optimizer import Kind, Optimizer
 
 MAY_DIFFER = {"steps", "checkpoint_every", "lr", "precision", "grad_clip"}     # from the run that is resumed

@@ -12,9 +12,9 @@ from frozen_diffusion.modules.demo.oracle import Reading, read_pictures
 from frozen_diffusion.modules.demo.renderer import render
 from frozen_diffusion.modules.demo.world import TEXTURE_WORDS, Scene, caption, random_scene
 from frozen_diffusion.modules.host.guiders import guider_of
-from frozen_diffusion.modules.host.h_space_sampling import InjectionRequest, injection_sampler
-from frozen_diffusion.modules.host.inversion import invert
-from frozen_diffusion.modules.host.t_edit import vae_pixels
+from frozen_diffusion.modules.host.hspace.inversion import invert
+from frozen_diffusion.modules.host.hspace.sampling import InjectionRequest, injection_sampler
+from frozen_diffusion.modules.host.vae import vae_pixels
 from frozen_diffusion.modules.hspace.curve import Curve
 from frozen_diffusion.modules.hspace.steps import InjectionSettings
 from frozen_diffusion.modules.hspace.trace import HTrace, places

@@ -20,14 +20,17 @@ from training_examples import WordClip, run
 
 from frozen_diffusion.modules.data.clips import ClipSettings
 from frozen_diffusion.modules.data.encoded import EncodedClips, Text
-from frozen_diffusion.modules.host.motion import LoadedMotion
-from frozen_diffusion.modules.host.private_unet import PrivateUNet, copy_unet, noise_levels
-from frozen_diffusion.modules.host.training import HostCodec, MotionTraining
+from frozen_diffusion.modules.host.codec import HostCodec
+from frozen_diffusion.modules.host.motion.apply import LoadedMotion
+from frozen_diffusion.modules.host.motion.frozen_copy import PrivateUNet
+from frozen_diffusion.modules.host.motion.train import MotionTraining
+from frozen_diffusion.modules.host.noise_levels import noise_levels
+from frozen_diffusion.modules.host.weights import copy_unet
+from frozen_diffusion.modules.motion.recipe import MotionRecipe
 from frozen_diffusion.modules.seeding import stream
-from frozen_diffusion.modules.training.average import MovingAverage
 from frozen_diffusion.modules.training.denoising import ddim, denoising_loss
+from frozen_diffusion.modules.training.ema import MovingAverage
 from frozen_diffusion.modules.training.loop import TrainSettings, train
-from frozen_diffusion.modules.training.motion import MotionRecipe
 from testhost.models import tiny_sd15
 
 FRAMES, PIXELS, SIDE, PACE, CELL = 8, 64, 20, 5, 8         # pixels; PACE a frame, CELL a latent
@@ -115,7 +118,7 @@ class Toy:
 
     def __init__(self, folder: Path):
         self.folder, self.model, self.vae, self.clip = folder, predicting_v(tiny_sd15(**NARROW)), CellVae(), WordClip()
-        self.levels = noise_levels(self.model, "keep")
+        self.levels = noise_levels(self.model)
         self.learned, self.unseen = (encoded(MovingSquares(count, seed), HostCodec(self.vae, self.clip), folder)
                                      for count, seed in ((CLIPS, 0), (UNSEEN, 1)))
         self.latents = torch.stack([self.unseen.latents(index) for index in range(UNSEEN)])

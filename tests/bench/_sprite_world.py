@@ -19,8 +19,8 @@ from frozen_diffusion.modules.demo.renderer import FRAMES
 from frozen_diffusion.modules.demo.world import Scene, caption
 from frozen_diffusion.modules.host.clip_noise import ClipNoise
 from frozen_diffusion.modules.host.demo import WEIGHTS, load_sprite_world
-from frozen_diffusion.modules.host.motion import apply_motion
-from frozen_diffusion.modules.host.motion_files import load_motion_file
+from frozen_diffusion.modules.host.motion.apply import apply_motion
+from frozen_diffusion.modules.host.motion.files import load_motion_file
 
 JUDGE = "sprite world's oracle (modules/demo/oracle.py, motion_oracle.py)"
 SAMPLER, SCHEDULER, CFG = "euler", "normal", 5.0

@@ -21,8 +21,8 @@ from bench.train_cost import full_size_model
 
 from frozen_diffusion.modules.basis.lanczos import lanczos
 from frozen_diffusion.modules.basis.subspace_iteration import subspace_iteration
-from frozen_diffusion.modules.host.encoder import Encoder
-from frozen_diffusion.modules.host.latent_basis import encoder_of, jacobian_of
+from frozen_diffusion.modules.host.basis.compute import encoder_of, jacobian_of
+from frozen_diffusion.modules.host.basis.encoder import Encoder
 from frozen_diffusion.modules.seeding import stream
 
 SIDE, RANK, SIGMA, ROUNDS = 32, 4, 3.43, 1

@@ -28,10 +28,10 @@ from frozen_diffusion.modules.basis.lanczos import lanczos
 from frozen_diffusion.modules.basis.products import Jacobian
 from frozen_diffusion.modules.basis.transport import transport
 from frozen_diffusion.modules.demo.oracle import read_pictures
-from frozen_diffusion.modules.host.encoder import Encoder
+from frozen_diffusion.modules.host.basis.compute import BasisRequest, compute_basis, encoder_of
+from frozen_diffusion.modules.host.basis.edit import EditRequest, edit
+from frozen_diffusion.modules.host.basis.encoder import Encoder
 from frozen_diffusion.modules.host.guiders import guider_of
-from frozen_diffusion.modules.host.latent_basis import BasisRequest, compute_basis, encoder_of
-from frozen_diffusion.modules.host.latent_edit import EditRequest, edit
 from frozen_diffusion.modules.seeding import stream
 
 RANK, SAMPLES, SEED = 8, 5, 450

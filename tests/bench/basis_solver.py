@@ -17,7 +17,7 @@ from frozen_diffusion.modules.basis.lanczos import lanczos
 from frozen_diffusion.modules.basis.products import Jacobian
 from frozen_diffusion.modules.basis.subspace_iteration import subspace_iteration
 from frozen_diffusion.modules.demo.world import random_scene
-from frozen_diffusion.modules.host.latent_basis import encoder_of, jacobian_of
+from frozen_diffusion.modules.host.basis.compute import encoder_of, jacobian_of
 from frozen_diffusion.modules.seeding import stream
 
 SEED, SIGMA, RANKS = 440, 3.43, (2, 5, 10, 50)

@@ -17,13 +17,13 @@ from bench._sprite_world import CFG, JUDGE, accuracy, context, generate, load_wo
 from frozen_diffusion.modules.clips.flicker import clip_figures
 from frozen_diffusion.modules.demo.motion_oracle import read_clips
 from frozen_diffusion.modules.demo.renderer import FRAMES, render
-from frozen_diffusion.modules.demo.train_harivo import ROWS, ablation_file
 from frozen_diffusion.modules.demo.world import MOTIONS, Scene, caption, random_scene
+from frozen_diffusion.modules.demo_training.harivo import ROWS, ablation_file
 from frozen_diffusion.modules.host.boot import PACK
 from frozen_diffusion.modules.host.demo import WEIGHTS
-from frozen_diffusion.modules.host.mitigating import mitigate_gradient
-from frozen_diffusion.modules.host.motion import apply_motion
-from frozen_diffusion.modules.host.motion_files import load_motion_file
+from frozen_diffusion.modules.host.motion.apply import apply_motion
+from frozen_diffusion.modules.host.motion.files import load_motion_file
+from frozen_diffusion.modules.host.motion.mitigating_gradient import mitigate_gradient
 from frozen_diffusion.modules.motion.mitigating_gradient import DEFAULT_ALPHA
 
 RUNS, STEPS, SEED = PACK / "runs", 20, 1100

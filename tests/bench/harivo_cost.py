@@ -18,15 +18,17 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from motion_examples import SD15
 
 from frozen_diffusion.modules.data.encoded import ClipBatch, Text
-from frozen_diffusion.modules.host.motion import MotionRun, motion_options, splice, unsplice
-from frozen_diffusion.modules.host.private_unet import PrivateUNet, noise_levels
-from frozen_diffusion.modules.host.training import build_module
+from frozen_diffusion.modules.host.motion.apply import MotionRun, motion_options, splice, unsplice
+from frozen_diffusion.modules.host.motion.frozen_copy import PrivateUNet
+from frozen_diffusion.modules.host.motion.schedule import with_schedule
+from frozen_diffusion.modules.host.motion.train import build_module
+from frozen_diffusion.modules.host.noise_levels import noise_levels
 from frozen_diffusion.modules.motion.module import MotionConfig, MotionModule
 from frozen_diffusion.modules.motion.smoothness import LEAST_NEGATIVES
 from frozen_diffusion.modules.motion.total_loss import LossMemory, TotalLoss, fresh_head
 from frozen_diffusion.modules.seeding import stream
-from frozen_diffusion.modules.training.average import trainable
 from frozen_diffusion.modules.training.denoising import denoising_loss
+from frozen_diffusion.modules.training.ema import trainable
 from frozen_diffusion.modules.training.loop import TrainSettings, train
 
 SIDE = 64                               # of a latent picture in sampling
@@ -63,7 +65,7 @@ def training_seconds(model, config: MotionConfig, frames: int, side: int, precis
     """Seconds of the fastest of some training steps, one clip, gradient checkpointing."""
     module, _ = build_module(config, 0, None)
     unet = PrivateUNet(model, module, frames, low_precision=precision == "bf16", watch=losses)
-    loss = denoising_loss(unet, noise_levels(model, "sqrt_linear"), unet.latents_in, unet.device)
+    loss = denoising_loss(unet, noise_levels(with_schedule(model, "sqrt_linear")), unet.latents_in, unet.device)
     trained, memory = torch.nn.ModuleDict({"motion": module}), None
     if losses:
         memory = LossMemory(SD15[-1]).to(unet.device)

@@ -22,8 +22,8 @@ from bench._h_space import (
 )
 from bench._sprite_world import JUDGE, World, context, load_world, prompts
 
-from frozen_diffusion.modules.host import h_space
-from frozen_diffusion.modules.host.inversion import invert
+from frozen_diffusion.modules.host.hspace import capture
+from frozen_diffusion.modules.host.hspace.inversion import invert
 from frozen_diffusion.modules.hspace.slerp import inject, norms
 from frozen_diffusion.modules.hspace.trace import masked
 
@@ -44,11 +44,11 @@ OPERATORS: dict[str, Callable] = {
 @contextmanager
 def blended_by(operator: str) -> Iterator[None]:
     """Another blend than Slerp inside the block."""
-    h_space.inject = OPERATORS[operator]
+    capture.inject = OPERATORS[operator]
     try:
         yield
     finally:
-        h_space.inject = inject
+        capture.inject = inject
 
 
 class Bench:

@@ -13,8 +13,8 @@ from bench._h_space import latents
 from bench._sprite_world import World, condition, context, load_world, prompts
 
 from frozen_diffusion.modules.demo.world import caption, random_scene
-from frozen_diffusion.modules.host.inversion import invert
-from frozen_diffusion.modules.host.t_edit import vae_pixels
+from frozen_diffusion.modules.host.hspace.inversion import invert
+from frozen_diffusion.modules.host.vae import vae_pixels
 from frozen_diffusion.modules.hspace.trace import psnr
 
 STEPS, SEED = 50, 410

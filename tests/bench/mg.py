@@ -12,7 +12,7 @@ import torch
 from bench._sprite_world import CFG, SAMPLER, SCHEDULER, condition, context, load_world, prompts, with_motion
 
 from frozen_diffusion.modules.demo.renderer import FRAMES
-from frozen_diffusion.modules.host.mitigating import Mitigation
+from frozen_diffusion.modules.host.motion.mitigating_gradient import Mitigation
 from frozen_diffusion.modules.motion.mitigating_gradient import energy
 
 CAPTIONS = ("a large dog in the middle of a blue striped background, moving left",

@@ -17,7 +17,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from diffusers import UNetMotionModel
 from motion_examples import SD15
 
-from frozen_diffusion.modules.host.motion import MotionRun, motion_options, splice, unsplice
+from frozen_diffusion.modules.host.motion.apply import MotionRun, motion_options, splice, unsplice
 from frozen_diffusion.modules.motion.module import MotionConfig, MotionModule
 from testhost.models import SD15 as UNET
 

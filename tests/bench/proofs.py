@@ -33,12 +33,13 @@ from frozen_diffusion.modules.data.clips import ClipSettings
 from frozen_diffusion.modules.data.encoded import Text
 from frozen_diffusion.modules.demo.clips import SpriteClips
 from frozen_diffusion.modules.demo.renderer import FRAMES, render
-from frozen_diffusion.modules.demo.train_harivo import ablation_file
 from frozen_diffusion.modules.demo.world import caption
+from frozen_diffusion.modules.demo_training.harivo import ablation_file
 from frozen_diffusion.modules.host.boot import PACK
-from frozen_diffusion.modules.host.motion_files import load_motion_file
-from frozen_diffusion.modules.host.private_unet import PrivateUNet, noise_levels
-from frozen_diffusion.modules.host.training import HostCodec
+from frozen_diffusion.modules.host.codec import HostCodec
+from frozen_diffusion.modules.host.motion.files import load_motion_file
+from frozen_diffusion.modules.host.motion.frozen_copy import PrivateUNet
+from frozen_diffusion.modules.host.noise_levels import noise_levels
 from frozen_diffusion.modules.motion.smoothness import trs_loss
 from frozen_diffusion.modules.seeding import stream
 from frozen_diffusion.modules.training.denoising import NoiseLevels
@@ -83,7 +84,7 @@ class SpriteWorld:
         codec = HostCodec(self.world.vae, self.world.clip)
         self.latents = torch.stack([codec.latents(clips.pixels(index)) for index in range(CLIPS)])
         self.texts = [codec.text(clips.caption(index)) for index in range(CLIPS)]
-        self.levels = noise_levels(self.world.model, "keep")
+        self.levels = noise_levels(self.world.model)
 
     def unet(self, row: str) -> PrivateUNet:
         if row not in self.rows:

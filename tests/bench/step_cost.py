@@ -14,7 +14,7 @@ import torch
 from bench.train_cost import full_size_model
 
 from frozen_diffusion.modules.host.guiders import guider_of
-from frozen_diffusion.modules.host.h_space_sampling import InjectionRequest, injection_sampler
+from frozen_diffusion.modules.host.hspace.sampling import InjectionRequest, injection_sampler
 from frozen_diffusion.modules.hspace.steps import InjectionSettings
 from frozen_diffusion.modules.hspace.trace import HTrace
 from frozen_diffusion.modules.seeding import stream

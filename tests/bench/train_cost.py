@@ -14,12 +14,14 @@ import comfy.supported_models
 import torch
 
 from frozen_diffusion.modules.data.encoded import ClipBatch, Text
-from frozen_diffusion.modules.host.private_unet import PrivateUNet, noise_levels
-from frozen_diffusion.modules.host.training import build_module
+from frozen_diffusion.modules.host.motion.frozen_copy import PrivateUNet
+from frozen_diffusion.modules.host.motion.schedule import with_schedule
+from frozen_diffusion.modules.host.motion.train import build_module
+from frozen_diffusion.modules.host.noise_levels import noise_levels
 from frozen_diffusion.modules.motion.module import MotionConfig
 from frozen_diffusion.modules.seeding import stream
-from frozen_diffusion.modules.training.average import MovingAverage
 from frozen_diffusion.modules.training.denoising import denoising_loss
+from frozen_diffusion.modules.training.ema import MovingAverage
 from frozen_diffusion.modules.training.loop import TrainSettings, autocast, train
 from testhost.models import SD15, initialise
 
@@ -37,7 +39,7 @@ def run() -> dict:
     average = MovingAverage(module)
     latents = torch.randn(1, frames, 4, side, side, generator=stream("latents"))
     batch = ClipBatch(latents, Text(torch.randn(1, 77, 768, generator=stream("text")), None))
-    loss = denoising_loss(unet, noise_levels(model, "sqrt_linear"), unet.latents_in, unet.device)
+    loss = denoising_loss(unet, noise_levels(with_schedule(model, "sqrt_linear")), unet.latents_in, unet.device)
 
     model.model.diffusion_model = None              # the copy is all that a training keeps
     base, steps = [], []

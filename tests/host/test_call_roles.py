@@ -14,8 +14,8 @@ from comfy_extras.nodes_sag import SelfAttentionGuidance
 from h_space_examples import SIZE, comfy_sampler, injected, levels, record
 from motion_examples import TINY, random_motion
 
-from frozen_diffusion.modules.host.inversion import invert
-from frozen_diffusion.modules.host.motion import apply_motion, hold_motion
+from frozen_diffusion.modules.host.hspace.inversion import invert
+from frozen_diffusion.modules.host.motion.apply import apply_motion, hold_motion
 from frozen_diffusion.modules.hspace.trace import TraceError
 from frozen_diffusion.modules.motion.module import MotionConfig
 from frozen_diffusion.modules.seeding import stream

@@ -12,7 +12,7 @@ import torch
 from clip_examples import moving, numbered, write_video
 from PIL import Image
 
-from frozen_diffusion.modules.data import image_sequences as pictures
+from frozen_diffusion.modules.data import image_sequences
 from frozen_diffusion.modules.data.clip_folder import file_state, folder_state
 from frozen_diffusion.modules.data.hdr import HLG_TRANSFER, PQ_TRANSFER, to_sdr
 from frozen_diffusion.modules.data.video import scan_video
@@ -349,7 +349,7 @@ def test_a_clip_of_a_long_sequence_opens_its_own_pictures_only(dataset, tmp_path
         Image.new("L", (8, 8), index % 200 + 20).save(tmp_path / "walk" / f"{index}.bmp")
     clips, _ = dataset(width=32, height=32, keep_still=True, stride=0.0)
     opened, plain = [], Image.open
-    monkeypatch.setattr(pictures.Image, "open", lambda path: opened.append(int(path.stem)) or plain(path))
+    monkeypatch.setattr(image_sequences.Image, "open", lambda path: opened.append(int(path.stem)) or plain(path))
     assert len(clips) == 75
     for index in (0, 1, len(clips) // 2, len(clips) - 1):
         opened.clear()

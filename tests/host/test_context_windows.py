@@ -8,7 +8,7 @@ from comfy_extras.nodes_hunyuan import EmptyHunyuanLatentVideo
 from motion_examples import TINY, random_motion
 
 from frozen_diffusion.modules.host.context_windows import frames_of_call, window_frames, window_length
-from frozen_diffusion.modules.host.motion import apply_motion, hold_motion
+from frozen_diffusion.modules.host.motion.apply import apply_motion, hold_motion
 from testhost.models import conditioning
 
 SIZE = (8, 8)

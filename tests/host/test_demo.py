@@ -10,9 +10,9 @@ from torch.nn.functional import interpolate
 from frozen_diffusion.modules.demo import models, world
 from frozen_diffusion.modules.demo.oracle import read_pictures
 from frozen_diffusion.modules.demo.pool import draw_pool, signed
-from frozen_diffusion.modules.demo.train_clip import ClipPair, pack
-from frozen_diffusion.modules.demo.train_controlnet import ControlBranch
-from frozen_diffusion.modules.demo.train_lora import RANK, attach, kohya_tensors
+from frozen_diffusion.modules.demo_training.clip import ClipPair, pack
+from frozen_diffusion.modules.demo_training.controlnet import ControlBranch
+from frozen_diffusion.modules.demo_training.lora import RANK, attach, kohya_tensors
 from frozen_diffusion.modules.host import demo
 
 CAPTIONS = ["a small dog on the left of a blue striped background", "",

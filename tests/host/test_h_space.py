@@ -12,8 +12,8 @@ from comfy_extras.nodes_freelunch import FreeU
 from h_space_examples import PLAIN, SIZE, comfy_sampler, guider, injected, levels, record, run, with_hook
 
 from frozen_diffusion.modules.host.calls import KEY, NEGATIVE, PROMPT, CallRoles, know_roles
-from frozen_diffusion.modules.host.h_space import Capture, HSpaceTap, with_first_patch
-from frozen_diffusion.modules.host.inversion import invert
+from frozen_diffusion.modules.host.hspace.capture import Capture, HSpaceTap, with_first_patch
+from frozen_diffusion.modules.host.hspace.inversion import invert
 from frozen_diffusion.modules.host.weights import model_identity
 from frozen_diffusion.modules.hspace.curve import parse_curve
 from frozen_diffusion.modules.hspace.steps import InjectionSettings
@@ -123,7 +123,7 @@ def comfy_model_base():
 
 def test_who_is_changed(comfy, base, other):
     """apply_to picks the rows of the prompt or those without it."""
-    from frozen_diffusion.modules.host.h_space import Injection
+    from frozen_diffusion.modules.host.hspace.capture import Injection
     names = [uuid4(), uuid4()]
     options = {"cond_or_uncond": [1, 0], "block": ("output", 0), "original_shape": [2, 4, SIZE, SIZE], "uuids": names,
                KEY: CallRoles(dict(zip(names, (NEGATIVE, PROMPT), strict=True)))}

@@ -12,8 +12,8 @@ from motion_examples import TINY, random_motion
 
 from frozen_diffusion.modules.demo import models
 from frozen_diffusion.modules.host.calls import know_roles
-from frozen_diffusion.modules.host.h_space import Capture, HSpaceTap, with_first_patch
-from frozen_diffusion.modules.host.motion import apply_motion, hold_motion
+from frozen_diffusion.modules.host.hspace.capture import Capture, HSpaceTap, with_first_patch
+from frozen_diffusion.modules.host.motion.apply import apply_motion, hold_motion
 from frozen_diffusion.modules.hspace.curve import parse_curve
 from frozen_diffusion.modules.hspace.slerp import inject, norms
 from frozen_diffusion.modules.hspace.steps import InjectionSettings

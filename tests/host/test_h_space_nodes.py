@@ -12,7 +12,7 @@ from h_space_examples import SIZE, comfy_sampler, guider, injected, levels, reco
 from motion_examples import TINY, random_motion
 from training_examples import preview_vae
 
-from frozen_diffusion.modules.host.motion import apply_motion, hold_motion
+from frozen_diffusion.modules.host.motion.apply import apply_motion, hold_motion
 from frozen_diffusion.modules.hspace.trace import HTrace, TraceError
 from frozen_diffusion.modules.seeding import stream
 from testhost.models import conditioning, tiny_flux

@@ -11,8 +11,8 @@ from comfy.sample import sample as ksample
 from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from motion_examples import TINY, random_motion
 
-from frozen_diffusion.modules.host.mitigating import mitigate_gradient
-from frozen_diffusion.modules.host.motion import MotionRun, apply_motion, hold_motion, run_of_call
+from frozen_diffusion.modules.host.motion.apply import MotionRun, apply_motion, hold_motion, run_of_call
+from frozen_diffusion.modules.host.motion.mitigating_gradient import mitigate_gradient
 from frozen_diffusion.modules.motion.mitigating_gradient import MOST, energy, limited_alpha, mitigate, step_size
 from frozen_diffusion.modules.motion.module import MotionConfig, MotionModule
 from testhost.models import CONTEXT, as_flow, conditioning, latent, sample

@@ -11,7 +11,7 @@ from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from motion_examples import TINY, random_motion
 
 from frozen_diffusion.modules.host.clip_noise import ClipNoise
-from frozen_diffusion.modules.host.motion import hold_motion
+from frozen_diffusion.modules.host.motion.apply import hold_motion
 from frozen_diffusion.modules.motion.mitigating_gradient import mitigate, step_size
 from frozen_diffusion.modules.motion.module import MotionConfig
 from testhost.models import conditioning, latent, sample
@@ -282,7 +282,7 @@ def test_exact_refuses_a_model_that_is_loaded_in_parts(comfy, base):
     model.model.model_lowvram = True
     try:
         with pytest.raises(ValueError, match="fast"):
-            from frozen_diffusion.modules.host.mitigating import check_gradients
+            from frozen_diffusion.modules.host.motion.mitigating_gradient import check_gradients
             check_gradients(model)
     finally:
         model.model.model_lowvram = False

@@ -13,16 +13,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from training_examples import RECIPE, Squares, inputs, prepared, preview_vae, run, same, state
 
-from frozen_diffusion.modules.demo.train_harivo import options
-from frozen_diffusion.modules.demo.train_motion import run_training
-from frozen_diffusion.modules.demo.training import WEIGHTS
-from frozen_diffusion.modules.host.motion import hold_motion
-from frozen_diffusion.modules.host.private_unet import PrivateUNet
-from frozen_diffusion.modules.host.training_progress import spoken
+from frozen_diffusion.modules.demo_training.harivo import options
+from frozen_diffusion.modules.demo_training.motion import run_training
+from frozen_diffusion.modules.demo_training.parts import WEIGHTS
+from frozen_diffusion.modules.host.motion import train_command
+from frozen_diffusion.modules.host.motion.apply import hold_motion
+from frozen_diffusion.modules.host.motion.frozen_copy import PrivateUNet
+from frozen_diffusion.modules.host.train_node import spoken
 from frozen_diffusion.modules.motion import smoothness, total_loss
 from frozen_diffusion.modules.motion.module import MotionConfig, fresh_motion_module
 from frozen_diffusion.modules.motion.smoothness import trs_loss
-from frozen_diffusion.modules.training import command
 from frozen_diffusion.modules.training.checkpoint import CheckpointError
 from frozen_diffusion.modules.training.loop import StepRecord
 from testhost.models import CONTEXT
@@ -233,8 +233,8 @@ def test_the_card_of_the_shipped_weights_names_the_recipe_they_were_trained_with
     card = (WEIGHTS / "sprite_harivo.md").read_text()
     words = re.search(r"train motion (.*?)`", card).group(1).split()
     parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    written = command.recipe_of(parser.parse_args(words))
+    train_command.add_arguments(parser)
+    written = train_command.recipe_of(parser.parse_args(words))
     assert (written.dc, written.dc_negatives, written.dc_head) == (0.01, "queue", "mlp")
     there = tmp_path / "trained.safetensors"
     there.touch()                               # so that nothing is trained

@@ -12,7 +12,7 @@ from comfy_extras import nodes_custom_sampler as custom
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from h_space_examples import QUICK, injected, record
 
-from frozen_diffusion.modules.host.inversion import inversion_grid, invert
+from frozen_diffusion.modules.host.hspace.inversion import inversion_grid, invert
 from frozen_diffusion.modules.hspace.trace import psnr
 from frozen_diffusion.modules.seeding import stream
 from testhost.models import conditioning

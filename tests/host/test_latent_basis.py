@@ -8,10 +8,10 @@ from comfy import model_management
 from comfy_extras.nodes_freelunch import FreeU
 
 from frozen_diffusion.modules.basis.products import Jacobian
-from frozen_diffusion.modules.host.encoder import Encoder, attend_plainly, copy_encoder, record_call
-from frozen_diffusion.modules.host.latent_basis import BasisRequest, compute_basis, direction_between, encoder_of
-from frozen_diffusion.modules.host.latent_edit import EditRequest, edit
-from frozen_diffusion.modules.host.private_unet import attend
+from frozen_diffusion.modules.host.attention import attend, attend_plainly
+from frozen_diffusion.modules.host.basis.compute import BasisRequest, compute_basis, direction_between, encoder_of
+from frozen_diffusion.modules.host.basis.edit import EditRequest, edit
+from frozen_diffusion.modules.host.basis.encoder import Encoder, copy_encoder, record_call
 from frozen_diffusion.modules.seeding import stream
 from testhost.models import conditioning, sample
 
@@ -195,7 +195,7 @@ def test_the_model_is_only_read(base):
 
 @pytest.mark.parametrize("break_it", ["cancel", "error"])
 def test_cancelling_leaves_nothing_behind(base, monkeypatch, break_it):
-    from frozen_diffusion.modules.host import encoder as module
+    from frozen_diffusion.modules.host.basis import encoder as module
     calls = []
 
     def interrupt():

@@ -7,10 +7,10 @@ from comfy.controlnet import ControlBase
 from comfy.samplers import sampler_object
 from comfy_extras.nodes_freelunch import FreeU
 
-from frozen_diffusion.modules.host.encoder import copy_encoder
+from frozen_diffusion.modules.host.attention import attend
+from frozen_diffusion.modules.host.basis.compute import encoder_of, jacobian_of
+from frozen_diffusion.modules.host.basis.encoder import copy_encoder
 from frozen_diffusion.modules.host.guiders import guider_of
-from frozen_diffusion.modules.host.latent_basis import encoder_of, jacobian_of
-from frozen_diffusion.modules.host.private_unet import attend
 from frozen_diffusion.modules.seeding import stream
 from testhost.models import conditioning
 

@@ -15,17 +15,17 @@ from comfy_extras.nodes_tomesd import TomePatchModel
 from frozen_diffusion.modules.basis.directions import carry, mean_basis
 from frozen_diffusion.modules.basis.products import Jacobian
 from frozen_diffusion.modules.basis.report import transport_text
-from frozen_diffusion.modules.host import encoder as encoder_module
-from frozen_diffusion.modules.host.encoder import attend_plainly
-from frozen_diffusion.modules.host.guiders import guider_of
-from frozen_diffusion.modules.host.latent_basis import (
+from frozen_diffusion.modules.host import attention
+from frozen_diffusion.modules.host.attention import attend_plainly
+from frozen_diffusion.modules.host.basis.compute import (
     BasisRequest,
     compute_basis,
     direction_between,
     encoder_of,
     jacobian_of,
 )
-from frozen_diffusion.modules.host.latent_edit import EditRequest, edit
+from frozen_diffusion.modules.host.basis.edit import EditRequest, edit
+from frozen_diffusion.modules.host.guiders import guider_of
 from frozen_diffusion.modules.seeding import stream
 from testhost.models import as_flow, conditioning
 
@@ -114,25 +114,25 @@ def test_layers_without_forward_derivative_are_differenced(comfy, base, caplog):
 
 def test_attention_takes_smaller_chunks_when_memory_ends(monkeypatch):
     q, k, v = (torch.randn(2, 100, 32, generator=stream("attention", name)) for name in "qkv")
-    whole, real, sizes = attend_plainly(None, q, k, v, 4), encoder_module.attend_chunk, []
+    whole, real, sizes = attend_plainly(None, q, k, v, 4), attention.attend_chunk, []
 
     def small_device(q, k, v, most=40):
         sizes.append(q.shape[2])
         if q.shape[2] > most:
-            raise encoder_module.comfy.model_management.OOM_EXCEPTION("out of memory")
+            raise attention.comfy.model_management.OOM_EXCEPTION("out of memory")
         return real(q, k, v)
 
-    monkeypatch.setattr(encoder_module, "attend_chunk", small_device)
+    monkeypatch.setattr(attention, "attend_chunk", small_device)
     torch.testing.assert_close(attend_plainly(None, q, k, v, 4), whole)
     assert max(sizes) == 100 and min(sizes) <= 32
-    monkeypatch.setattr(encoder_module, "attend_chunk", lambda q, k, v: small_device(q, k, v, 1))
-    with pytest.raises(encoder_module.comfy.model_management.OOM_EXCEPTION):
+    monkeypatch.setattr(attention, "attend_chunk", lambda q, k, v: small_device(q, k, v, 1))
+    with pytest.raises(attention.comfy.model_management.OOM_EXCEPTION):
         attend_plainly(None, q, k, v, 4)
 
 
 def test_what_is_said_on_the_way_and_after(comfy, base, found):
     heard = []
-    compute_basis(base, conditioning(1), noisy(), SIGMAS, BasisRequest(rank=2), say=heard.append)
+    compute_basis(base, conditioning(1), noisy(), SIGMAS, BasisRequest(rank=2), report_progress=heard.append)
     assert "residuals up to" in heard[0] and "converged" in heard[-1]
     text = comfy.run("FrozenBasisReport", basis=found)[1]
     assert f"gap from each s to the next: {float(found.gaps[0]):.1%}" in text
@@ -207,8 +207,8 @@ def test_an_interrupt_ends_a_product_that_runs_nothing_anew(base):
     """The pull takes kept activations: no layer of the host's looks at the interrupt there."""
     jacobian = jacobian_of(encoder_of(base, conditioning(1), noisy(), SIGMAS)[0])
     jacobian.pull(torch.ones_like(jacobian.h))
-    encoder_module.comfy.model_management.interrupt_current_processing(True)
-    with pytest.raises(encoder_module.comfy.model_management.InterruptProcessingException):
+    attention.comfy.model_management.interrupt_current_processing(True)
+    with pytest.raises(attention.comfy.model_management.InterruptProcessingException):
         jacobian.pull(torch.ones_like(jacobian.h))
 
 

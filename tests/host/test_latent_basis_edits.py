@@ -11,9 +11,9 @@ from frozen_diffusion.modules.basis.basis import latent_basis
 from frozen_diffusion.modules.basis.geometry import geodesic_distance
 from frozen_diffusion.modules.basis.guidance import spread
 from frozen_diffusion.modules.basis.triplets import Triplets
+from frozen_diffusion.modules.host.basis.edit import NORMALISED
 from frozen_diffusion.modules.host.demo import load_sprite_world
 from frozen_diffusion.modules.host.guiders import guider_of
-from frozen_diffusion.modules.host.latent_edit import NORMALISED
 from frozen_diffusion.modules.seeding import stream
 from testhost.models import conditioning
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from motion_examples import TINY, random_motion
 
-from frozen_diffusion.modules.host.motion import apply_motion, hold_motion
+from frozen_diffusion.modules.host.motion.apply import apply_motion, hold_motion
 from frozen_diffusion.modules.seeding import stream
 from testhost.models import conditioning, leave_room_for_half, tiny_flux, watch_loading, with_lora
 

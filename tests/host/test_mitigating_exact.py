@@ -7,8 +7,8 @@ from comfy.patcher_extension import WrappersMP
 from motion_examples import TINY, random_motion
 
 from frozen_diffusion.modules.host.calls import KEY, know_roles
-from frozen_diffusion.modules.host.mitigating import DIFFERENCE, check_slope, mitigate_gradient
-from frozen_diffusion.modules.host.motion import apply_motion, hold_motion
+from frozen_diffusion.modules.host.motion.apply import apply_motion, hold_motion
+from frozen_diffusion.modules.host.motion.mitigating_gradient import DIFFERENCE, check_slope, mitigate_gradient
 from testhost.models import sample
 
 pytestmark = pytest.mark.usefixtures("unloaded")

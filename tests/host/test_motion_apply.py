@@ -9,9 +9,9 @@ from comfy.model_sampling import EPS, V_PREDICTION
 from comfy.sample import sample as ksample
 from motion_examples import SDXL, TINY, random_motion
 
-from frozen_diffusion.modules.host import motion
-from frozen_diffusion.modules.host.motion import LoadedMotion, hold_motion
-from frozen_diffusion.modules.host.motion_splice import MotionSlot
+from frozen_diffusion.modules.host.motion import apply as motion
+from frozen_diffusion.modules.host.motion.apply import LoadedMotion, hold_motion
+from frozen_diffusion.modules.host.motion.splice import MotionSlot
 from frozen_diffusion.modules.motion.module import MotionConfig
 from testhost.models import CONTEXT, conditioning, latent, sample
 

@@ -8,10 +8,10 @@ from motion_examples import TINY, as_hotshot, random_motion, without_codes
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from frozen_diffusion.modules.host import motion_files
-from frozen_diffusion.modules.host.motion import hold_motion
+from frozen_diffusion.modules.host.motion import files
+from frozen_diffusion.modules.host.motion.apply import hold_motion
+from frozen_diffusion.modules.motion.file_checks import MotionFileError
 from frozen_diffusion.modules.motion.files import read_motion_file, write_motion_file
-from frozen_diffusion.modules.motion.mistakes import MotionFileError
 from testhost.models import CONTEXT, sample
 
 HARIVO = replace(TINY, temporal_convolution=True, mapping_width=8, frame_tokens=2, text_channels=CONTEXT, frames=12)
@@ -21,7 +21,7 @@ HARIVO = replace(TINY, temporal_convolution=True, mapping_width=8, frame_tokens=
 def folder(comfy, tmp_path_factory):
     """A folder of motion modules that the host knows, as from extra_model_paths.yaml."""
     path = tmp_path_factory.mktemp("animatediff_models")
-    comfy.folder_paths.add_model_folder_path(motion_files.FOLDER, str(path))
+    comfy.folder_paths.add_model_folder_path(files.FOLDER, str(path))
     return path
 
 
@@ -41,7 +41,7 @@ def test_list_shows_model_files_of_all_places(comfy, folder, tmp_path, monkeypat
     write_motion_file(tmp_path / "ours.safetensors", random_motion(), {})
     save_file({"x": torch.zeros(1)}, tmp_path / "vae.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"\xff" * 20)
-    monkeypatch.setattr(motion_files, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(files, "WEIGHTS", tmp_path)
     names = listed(comfy)
     assert names[0] == "frozen-diffusion/ours.safetensors" and "user.safetensors" in names
     assert not any("readme" in name or "vae" in name or "broken" in name for name in names)
@@ -173,11 +173,11 @@ def test_save_and_load_again(comfy, config):
     paths = [Path(comfy.run("FrozenSaveMotionModule", **settings, train_data=data)[0]) for data in ("", "sprites")]
     assert [path.name for path in paths] == [f"{name}_00001_.safetensors", f"{name}_00002_.safetensors"]
     assert paths[0].parent == Path(comfy.folder_paths.get_output_directory()) / "motion_modules"
-    again, report = motion_files.load_motion_file(paths[1])
+    again, report = files.load_motion_file(paths[1])
     assert again.config == config and not report.warnings
     before, after = module.module.state_dict(), again.module.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(value, after[key]) for key, value in before.items())
-    assert ("trained on clips of 12 frames" in motion_files.report_text(again, report)) == (config == HARIVO)
+    assert ("trained on clips of 12 frames" in files.report_text(again, report)) == (config == HARIVO)
     assert (again.metadata["licence"], again.metadata["train_data"], again.metadata["steps"]) == ("CC0", "sprites", "7")
 
 
@@ -185,7 +185,7 @@ def test_sixteen_bit_files_keep_their_codes(comfy, tmp_path):
     """Weights in 16 bits, position codes read into fp32."""
     state = {key: value.half() for key, value in random_motion().state_dict().items()}
     save_file(state, tmp_path / "half.safetensors")
-    loaded, _ = motion_files.load_motion_file(tmp_path / "half.safetensors")
+    loaded, _ = files.load_motion_file(tmp_path / "half.safetensors")
     assert {value.dtype for key, value in loaded.module.state_dict().items() if key.endswith(".pe")} == {torch.float32}
 
 
@@ -206,5 +206,5 @@ def test_our_file_is_a_plain_motion_module(comfy, tmp_path):
     """Without its metadata, as other packs see it, a file of ours is an AnimateDiff module."""
     write_motion_file(tmp_path / "ours.safetensors", random_motion(), {})
     config, *_ = read_motion_file(tmp_path / "ours.safetensors", lambda path: (
-        motion_files.comfy.utils.load_torch_file(path, safe_load=True), None))
+        files.comfy.utils.load_torch_file(path, safe_load=True), None))
     assert config.kind == "animatediff v2" and config.channels == TINY.channels

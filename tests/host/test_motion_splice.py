@@ -11,7 +11,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, Upsample
 from comfy.patcher_extension import CallbacksMP
 from motion_examples import SD15, SDXL, TINY, random_motion
 
-from frozen_diffusion.modules.host.motion import (
+from frozen_diffusion.modules.host.motion.apply import (
     MotionRun,
     apply_motion,
     hold_motion,
@@ -19,7 +19,7 @@ from frozen_diffusion.modules.host.motion import (
     splice,
     unsplice,
 )
-from frozen_diffusion.modules.host.motion_splice import (
+from frozen_diffusion.modules.host.motion.splice import (
     MotionSlot,
     PooledNorm,
     carries,

@@ -14,15 +14,19 @@ from PIL import Image
 from training_examples import RECIPE, Squares, WordClip, inputs, prepared, preview_vae, run, same, state, trained
 
 from frozen_diffusion.modules.data.encoded import ClipBatch
-from frozen_diffusion.modules.host import training_progress
-from frozen_diffusion.modules.host.motion import apply_motion, hold_motion
-from frozen_diffusion.modules.host.private_unet import PrivateUNet, copy_unet, noise_levels
-from frozen_diffusion.modules.host.training import MotionTraining, build_module, checkpoint_path, module_config
+from frozen_diffusion.modules.host import train_node
+from frozen_diffusion.modules.host.files import checkpoint_path
+from frozen_diffusion.modules.host.motion.apply import apply_motion, hold_motion
+from frozen_diffusion.modules.host.motion.frozen_copy import PrivateUNet
+from frozen_diffusion.modules.host.motion.schedule import with_schedule
+from frozen_diffusion.modules.host.motion.train import MotionTraining, build_module, module_config
+from frozen_diffusion.modules.host.noise_levels import noise_levels
+from frozen_diffusion.modules.host.weights import copy_unet
 from frozen_diffusion.modules.motion.module import MotionConfig, fresh_motion_module
+from frozen_diffusion.modules.motion.recipe import MotionRecipe
 from frozen_diffusion.modules.seeding import stream
 from frozen_diffusion.modules.training.checkpoint import CheckpointError
 from frozen_diffusion.modules.training.loop import NonFiniteError
-from frozen_diffusion.modules.training.motion import MotionRecipe
 from testhost.models import as_flow, sample
 
 DATASET = {"frames": 4, "fps": 8.0, "width": 64, "height": 64, "stride": 0.0, "max_clips": 0, "mirror": False,
@@ -245,19 +249,20 @@ def test_wrong_inputs(setup, tiny_sd15, tiny_sdxl, vae):
         with pytest.raises(ValueError, match=rf"{name} is {value}, but given.safetensors.* has (16|4)\. Set {name}"):
             setup(recipe=replace(RECIPE, **{name: value}), warm=wide)
     with pytest.raises(ValueError, match="samples by ModelSamplingDiscreteFlow with CONST"):
-        noise_levels(as_flow(model), "keep")
+        noise_levels(as_flow(model))
     with pytest.raises(ValueError, match="with 9 input channels"):
         copy_unet(tiny_sd15(in_channels=9))
     for name in ("../up", "", "a/b", ".hidden"):
         with pytest.raises(ValueError, match="not a plain name"):
-            checkpoint_path(name)
+            checkpoint_path(name, "motion_training")
 
 
 def test_noise_levels_are_the_schedule_s(tiny_sd15):
     betas = torch.linspace(0.00085, 0.012, 1000, dtype=torch.float64)
-    assert torch.allclose(noise_levels(tiny_sd15(), "sqrt_linear").abar, (1 - betas).cumprod(0), rtol=1e-4)
+    linear = noise_levels(with_schedule(tiny_sd15(), "sqrt_linear"))
+    assert torch.allclose(linear.abar, (1 - betas).cumprod(0), rtol=1e-4)
     betas = torch.linspace(0.00085 ** 0.5, 0.012 ** 0.5, 1000, dtype=torch.float64) ** 2
-    kept = noise_levels(tiny_sd15(), "keep")
+    kept = noise_levels(tiny_sd15())
     assert torch.allclose(kept.abar, (1 - betas).cumprod(0), rtol=1e-4) and kept.prediction == "eps"
 
 
@@ -282,7 +287,7 @@ def test_the_node_trains_harivo_with_its_losses(comfy, tiny_sd15, vae, tmp_path,
     monkeypatch.setattr(folder_paths, "get_user_directory", lambda: str(tmp_path))
     clips = comfy.run("FrozenClipDataset", source="sprite world", folder="", **{**DATASET, "max_clips": 4})[0]
     told = []
-    monkeypatch.setattr(training_progress, "say", lambda text, node_id: told.append(text))
+    monkeypatch.setattr(train_node, "report_progress", lambda text, node_id: told.append(text))
 
     def train(**changes):
         settings = {"steps": 4, "learning_rate": 1e-3, "sample_every": 0, "resume": True, "seed": 0, "mapping_width": 8,
@@ -315,10 +320,10 @@ def test_a_full_disk_ends_a_training_with_a_sentence(comfy, tiny_sd15, vae, smal
 
 def test_the_command_trains_resumes_and_writes_a_file(tiny_sd15, vae, tmp_path, monkeypatch, capsys):
     from frozen_diffusion.modules import cli
-    from frozen_diffusion.modules.host import training
-    from frozen_diffusion.modules.host.motion_files import load_motion_file
+    from frozen_diffusion.modules.host import image_model
+    from frozen_diffusion.modules.host.motion.files import load_motion_file
     model = tiny_sd15()
-    monkeypatch.setattr(training, "load_image_model", lambda path: (model, WordClip(), vae))
+    monkeypatch.setattr(image_model, "load_image_model", lambda path: (model, WordClip(), vae))
     sequence = tmp_path / "clips" / "walk"
     sequence.mkdir(parents=True)
     for index, frame in enumerate(Squares().pixels(1)):

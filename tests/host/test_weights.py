@@ -16,11 +16,10 @@ from training_examples import RECIPE, WordClip, prepared, preview_vae
 from training_examples import run as trained
 
 from frozen_diffusion.modules.files.provenance import same_model
-from frozen_diffusion.modules.host.encoder import record_call
-from frozen_diffusion.modules.host.inversion import invert
-from frozen_diffusion.modules.host.latent_basis import direction_between, encoder_of
-from frozen_diffusion.modules.host.private_unet import copy_unet
-from frozen_diffusion.modules.host.weights import PREFIX, merged_weights, model_identity
+from frozen_diffusion.modules.host.basis.compute import direction_between, encoder_of
+from frozen_diffusion.modules.host.basis.encoder import record_call
+from frozen_diffusion.modules.host.hspace.inversion import invert
+from frozen_diffusion.modules.host.weights import PREFIX, copy_unet, merged_weights, model_identity
 from frozen_diffusion.modules.hspace.trace import TraceError
 from frozen_diffusion.modules.seeding import stream
 from frozen_diffusion.modules.training.checkpoint import CheckpointError, CheckpointStore

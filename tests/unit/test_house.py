@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
 HEAVY = ("diffusers", "accelerate", "matplotlib", "av", "scipy", "transformers", "torchvision")
 SOURCES = [path for folder in ("modules", "nodes") for path in sorted((ROOT / folder).rglob("*.py"))]
-COMMAND_LINE = {"modules/cli.py", "modules/demo/training.py", "modules/training/command.py"}    # may print
+# may print
+COMMAND_LINE = {"modules/cli.py", "modules/demo_training/parts.py", "modules/host/motion/train_command.py"}
 HOST_MODULES = {"comfy", "comfy_extras", "folder_paths", "execution", "server"}
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from frozen_diffusion.modules.files import atomic_write
 from frozen_diffusion.modules.motion import keys
 from frozen_diffusion.modules.motion.detect import check_shapes, detect
+from frozen_diffusion.modules.motion.file_checks import MotionFileError
 from frozen_diffusion.modules.motion.files import (
     FORMAT,
     VERSION,
@@ -20,7 +21,6 @@ from frozen_diffusion.modules.motion.files import (
     read_motion_state,
     write_motion_file,
 )
-from frozen_diffusion.modules.motion.mistakes import MotionFileError
 from frozen_diffusion.modules.motion.module import MotionConfig, MotionModule, fresh_motion_module
 
 SMALL = (32, 32, 32, 32)

@@ -11,8 +11,8 @@ from torch import nn
 
 from frozen_diffusion.modules.files import atomic_write
 from frozen_diffusion.modules.seeding import batch_indices, stream
-from frozen_diffusion.modules.training.average import MovingAverage
 from frozen_diffusion.modules.training.checkpoint import CheckpointError, CheckpointStore
+from frozen_diffusion.modules.training.ema import MovingAverage
 from frozen_diffusion.modules.training.loop import NonFiniteError, TrainSettings, learning_rate, train
 
 
