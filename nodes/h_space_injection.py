@@ -27,7 +27,7 @@ def gamma_inputs() -> list:
             io.Float.Input("gamma_skips", default=0.0, min=0.0, max=1.0, step=0.01, tooltip=SKIPS)]
 
 
-def told_of_gamma(gamma: str | None) -> bool | str:
+def validate_gamma(gamma: str | None) -> bool | str:
     """True, or what is wrong with a gamma that was typed in; None comes from another node. Before anything runs."""
     from ..modules.hspace.curve import parse_curve
     try:
@@ -90,7 +90,7 @@ class FrozenHSpaceInjectionSampler(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, gamma: str | None = None) -> bool | str:
-        return told_of_gamma(gamma)
+        return validate_gamma(gamma)
 
     @classmethod
     def execute(cls, trace, preset: str, gamma: str, apply_to: str, norm_mode: str, check: str,
@@ -130,7 +130,7 @@ class FrozenInjectHSpace(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, gamma: str | None = None) -> bool | str:
-        return told_of_gamma(gamma)
+        return validate_gamma(gamma)
 
     @classmethod
     def execute(cls, model, trace, gamma: str, t_edit: float, apply_to: str, norm_mode: str, check: str,

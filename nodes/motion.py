@@ -94,13 +94,13 @@ class FrozenApplyMotionModule(io.ComfyNode):
                     tooltip="When HARIVO's mapping network acts, if the motion module has one."),
                 io.Boolean.Input(
                     "frame_tokens", default=True, optional=True,
-                    tooltip="HARIVO's words for every frame, if the motion module makes them."),
+                    tooltip="HARIVO's frame tokens, if the motion module makes them."),
                 io.Float.Input(
                     "fps", default=0.0, min=0.0, max=120.0, step=0.1, optional=True,
                     tooltip="Frames per second of the clip: frame tokens go by seconds. 0: as trained."),
                 io.Boolean.Input(
                     "negative_tokens", default=True, optional=True,
-                    tooltip="Whether the negative prompt gets HARIVO's words for every frame too, as trained. Off: cfg "
+                    tooltip="Whether the negative prompt gets HARIVO's frame tokens too, as trained. Off: cfg "
                             "enlarges what they say."),
             ],
             outputs=[io.Model.Output(tooltip="The model with motion, for the sampler and its scheduler.")])
@@ -140,8 +140,8 @@ class FrozenSaveMotionModule(io.ComfyNode):
 
     @classmethod
     def execute(cls, motion_module, filename_prefix: str, licence: str, train_data: str) -> io.NodeOutput:
-        about = {"licence": licence, "train_data": train_data}
-        path = str(save_motion(motion_module, filename_prefix, about))
+        metadata = {"licence": licence, "train_data": train_data}
+        path = str(save_motion(motion_module, filename_prefix, metadata))
         return io.NodeOutput(path, ui=ui.PreviewText(path))
 
 

@@ -15,8 +15,8 @@ class Family(NamedTuple):
     """A kind of motion file and the counts that its published files have (harivo.md 2.9.2)."""
     name: str
     config: MotionConfig
-    tensors: int            # position codes counted where the files store them
-    millions: float         # parameters, position codes not counted
+    tensors: int            # positional encoding counted where the files store them
+    millions: float         # parameters, positional encoding not counted
 
 
 FAMILIES = [

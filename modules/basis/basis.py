@@ -14,7 +14,7 @@ from ..files.checks import check_file, check_format, read_header
 from .triplets import Triplets, canonical
 
 FORMAT, VERSION = "frozen-diffusion latent basis", "1"
-NEAR = 0.02             # relative gap below which two singular values share a plane of directions
+SAME_PLANE_GAP = 0.02             # relative gap below which two singular values share a plane of directions
 TENSORS = ("V", "U", "s", "residuals")
 MIDDLE, MOST_BLOCKS = "middle", 12
 # Where h is read: the output of one block of the U-Net. SDXL has fewer of them than SD1.5 and SD2.
@@ -45,7 +45,7 @@ class LatentBasis:
     residuals: Tensor
     t: float
     sigma: float
-    about: Mapping[str, str] = field(default_factory=dict)
+    provenance: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
         k = len(self.V)
@@ -57,17 +57,17 @@ class LatentBasis:
     @property
     def block(self) -> str:
         """The U-Net's block whose output is h, one of BLOCKS. Files of before there was a choice are of the middle."""
-        return self.about.get("block", MIDDLE)
+        return self.provenance.get("block", MIDDLE)
 
     @property
     def network_timestep(self) -> float:
         """The timestep that the U-Net was given: t, unless Compute Latent Basis was told another."""
-        return float(self.about.get("network_timestep", self.t))
+        return float(self.provenance.get("network_timestep", self.t))
 
     @property
     def solved(self) -> bool:
         """Whether a solver computed it, so that s and residuals are figures and not placeholders."""
-        return self.about.get("solver") not in DERIVED
+        return self.provenance.get("solver") not in DERIVED
 
     @property
     def gaps(self) -> Tensor:
@@ -80,7 +80,7 @@ class LatentBasis:
         directions are an arbitrary rotation of one another."""
         runs = [[0]]
         for index, gap in enumerate(self.gaps.tolist(), 1):
-            if gap < NEAR:
+            if gap < SAME_PLANE_GAP:
                 runs[-1].append(index)
             else:
                 runs.append([index])
@@ -94,12 +94,12 @@ def check_blocks(bases: Sequence[LatentBasis]) -> None:
                          f"{', '.join(basis.block for basis in bases)}. Compute them with the same block.")
 
 
-def latent_basis(found: Triplets, t: float, sigma: float, about: Mapping[str, str] | None = None) -> LatentBasis:
+def latent_basis(found: Triplets, t: float, sigma: float, provenance: Mapping[str, str] | None = None) -> LatentBasis:
     """The basis of what a solver found, in float32 on the CPU: unit U and canonical signs whatever the solver gave."""
     V, U, s, residuals = (tensor.float().cpu() for tensor in (found.V, found.U, found.s, found.residuals))
     v, u = V.flatten(1), U.flatten(1)
     v, u = canonical(v / v.norm(dim=1, keepdim=True), u / u.norm(dim=1, keepdim=True))
-    told = {key: str(value) for key, value in (about or {}).items()}
+    told = {key: str(value) for key, value in (provenance or {}).items()}
     return LatentBasis(v.view(V.shape), u.view(U.shape), s, residuals, float(t), float(sigma), told)
 
 
@@ -108,7 +108,7 @@ def basis_tensors(basis: LatentBasis) -> tuple[dict[str, Tensor], dict[str, str]
     tensors = {name: getattr(basis, name).detach().float().cpu().contiguous() for name in TENSORS}
     return tensors, {"format": FORMAT, "format_version": VERSION, "t": repr(float(basis.t)),
                      "sigma": repr(float(basis.sigma)), "scale": "variance preserving",
-                     "about": json.dumps(dict(basis.about))}
+                     "about": json.dumps(dict(basis.provenance))}
 
 
 def _number(metadata: Mapping[str, str], name: str) -> float:
@@ -130,9 +130,9 @@ def read_basis(path: str | Path) -> LatentBasis:
     check_format(path, metadata, FORMAT, VERSION, "latent basis", "Save Basis", BasisFileError)
     try:
         tensors = load_file(path)
-        about = json.loads(metadata["about"])
+        provenance = json.loads(metadata["about"])
         basis = LatentBasis(*(tensors[name].float() for name in TENSORS), _number(metadata, "t"),
-                            _number(metadata, "sigma"), about)
+                            _number(metadata, "sigma"), provenance)
     except (SafetensorError, KeyError, ValueError, TypeError) as error:
         raise BasisFileError(f"{path.name} is a damaged latent basis ({error}). Compute it "
                              "again.") from error

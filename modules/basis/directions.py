@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..files.provenance import about_all, different_models
+from ..files.provenance import different_models, merged_provenance
 from .basis import GLOBAL, TRANSPORT, LatentBasis, check_blocks
 from .global_basis import global_basis
 from .transport import Carried, transport, transport_in_x
@@ -19,9 +19,10 @@ SPACES = (IN_H, IN_X)
 SOLVER_FIGURES = ("products", "converged", "angle", "derivative")   # true of a computed basis only
 
 
-def one_direction(v: Tensor, u: Tensor, t: float, sigma: float, about: Mapping[str, str]) -> LatentBasis:
+def one_direction(v: Tensor, u: Tensor, t: float, sigma: float, provenance: Mapping[str, str]) -> LatentBasis:
     """A basis of one unit direction v [C, H, W] with its image u [C', H', W'] in h."""
-    return LatentBasis(v.float().cpu()[None], u.float().cpu()[None], torch.ones(1), torch.zeros(1), t, sigma, about)
+    return LatentBasis(v.float().cpu()[None], u.float().cpu()[None], torch.ones(1), torch.zeros(1), t, sigma,
+                       provenance)
 
 
 def carry(source: LatentBasis, direction: int, target: LatentBasis, space: str = IN_H
@@ -40,14 +41,14 @@ def carry(source: LatentBasis, direction: int, target: LatentBasis, space: str =
     else:
         found = transport_in_x(source.V[direction], target)
     u = (target.V.flatten(1) @ found.v.flatten()) @ target.U.flatten(1)         # v_i and u_i are identified
-    about = {**without_figures(target.about), "solver": TRANSPORT, "space": space,
+    provenance = {**without_figures(target.provenance), "solver": TRANSPORT, "space": space,
              "coverage": f"{found.coverage:.3f}"}
-    return one_direction(found.v, u.view(target.U.shape[1:]), target.t, target.sigma, about), found
+    return one_direction(found.v, u.view(target.U.shape[1:]), target.t, target.sigma, provenance), found
 
 
-def without_figures(about: Mapping[str, str]) -> dict[str, str]:
+def without_figures(provenance: Mapping[str, str]) -> dict[str, str]:
     """`about` without what a solver told: for directions that none computed."""
-    return {key: told for key, told in about.items() if key not in SOLVER_FIGURES}
+    return {key: told for key, told in provenance.items() if key not in SOLVER_FIGURES}
 
 
 def mean_basis(bases: Sequence[LatentBasis]) -> LatentBasis:
@@ -61,7 +62,7 @@ def mean_basis(bases: Sequence[LatentBasis]) -> LatentBasis:
     if len({basis.V.shape[1:] for basis in bases}) > 1:
         raise ValueError("The bases belong to latents of different shapes: " + ", ".join(
             str(list(basis.V.shape[1:])) for basis in bases) + ". Compute them at one size.")
-    if different_models([basis.about for basis in bases]):
+    if different_models([basis.provenance for basis in bases]):
         raise ValueError("The bases belong to different models, or to one with other LoRAs. Compute them on the same.")
     if max(abs(basis.t - first.t) for basis in bases) > 1:
         raise ValueError("The bases belong to different timesteps: " + ", ".join(f"{basis.t:.0f}" for basis in bases) +
@@ -77,6 +78,6 @@ def mean_basis(bases: Sequence[LatentBasis]) -> LatentBasis:
     left, _, right = torch.linalg.svd(mean.double(), full_matrices=False)
     V = (left @ right).float().view(k, *first.V.shape[1:])
     s = torch.stack([basis.s[:k] for basis in bases]).mean(0)
-    about = {**without_figures(about_all([basis.about for basis in bases])), "solver": GLOBAL,
+    provenance = {**without_figures(merged_provenance([basis.provenance for basis in bases])), "solver": GLOBAL,
              "samples": str(len(bases))}
-    return LatentBasis(V, U, s, torch.zeros(k), first.t, first.sigma, about)
+    return LatentBasis(V, U, s, torch.zeros(k), first.t, first.sigma, provenance)

@@ -23,7 +23,7 @@ from .triplets import Step, Triplets, canonical, check_count, no_signal
 
 TOLERANCE, ANGLE, MIN_STEPS = 1e-3, 0.5, 12
 FLOOR = 1e-5                # relative to s_1: below it, float32 products are noise
-NOTHING = 1e-6              # a Jacobian of this size is zero
+ZERO_NORM = 1e-6              # a Jacobian of this size is zero
 BLOCK = 32                  # vectors in float64 at once
 CHECKS = 16                 # a decomposition of B at least every 16th of the steps so far
 WARM = 0.1                  # share of noise in a warm start: a direction that is new must be in it, too
@@ -84,7 +84,7 @@ def bidiagonalise(jacobian: Jacobian, V: list[Tensor], U: list[Tensor], generato
     """
     scale, fresh, exact = 0.0, True, False
     while not exact:
-        p = orthogonalise(sparing(jacobian.push, V[-1].view(jacobian.x.shape), V, U), U)
+        p = orthogonalise(with_oom_retry(jacobian.push, V[-1].view(jacobian.x.shape), V, U), U)
         alpha = float(p.norm())
         if alpha <= FLOOR * scale:
             # J v lies in the span of U. If v is random, J vanishes on all that is orthogonal to V.
@@ -92,14 +92,14 @@ def bidiagonalise(jacobian: Jacobian, V: list[Tensor], U: list[Tensor], generato
             alpha, beta, u, r = 0.0, 0.0, torch.zeros_like(p), p
         else:
             u = (p / alpha).to(jacobian.dtype)
-            r = sparing(jacobian.pull, u.view(jacobian.h.shape), V, U).flatten()
+            r = with_oom_retry(jacobian.pull, u.view(jacobian.h.shape), V, U).flatten()
             r = r.to(V[-1].device).double()
             scale = max(scale, alpha)
             jacobian.compare(alpha, float(r @ V[-1].double()), scale)
             r = orthogonalise(r, V)
             beta = float(r.norm())
             scale = max(scale, beta)
-        if scale < NOTHING:
+        if scale < ZERO_NORM:
             raise no_signal(scale)
         U.append(u.to(V[0].device, jacobian.dtype))
         fresh = beta <= FLOOR * scale
@@ -111,7 +111,7 @@ def bidiagonalise(jacobian: Jacobian, V: list[Tensor], U: list[Tensor], generato
         V.append((r / r.norm()).to(jacobian.dtype))
 
 
-def sparing(product: Callable[[Tensor], Tensor], vector: Tensor, V: list[Tensor], U: list[Tensor]) -> Tensor:
+def with_oom_retry(product: Callable[[Tensor], Tensor], vector: Tensor, V: list[Tensor], U: list[Tensor]) -> Tensor:
     """A product with J. If the device's memory ends, V and U go to the CPU, and it is tried again."""
     try:
         return product(vector)

@@ -35,7 +35,7 @@ def basis_text(bases: Sequence[LatentBasis]) -> str:
     first = bases[0]
     where = "" if first.block == MIDDLE else f", h at {first.block}"
     lines = [f"{len(first.U)} directions at t {first.t:.0f} (sigma {first.sigma:.3g}){where}, "
-             f"solver {first.about.get('solver', '?')}"]
+             f"solver {first.provenance.get('solver', '?')}"]
     lines += solver_lines(first) if first.solved else ["s, gaps and residuals: not computed; no solver ran for these"]
     lines.append(f"low-frequency share {low_frequency_share(first.V):.2f} (white noise "
                  f"{white_share(*first.V.shape[2:]):.2f})")
@@ -48,12 +48,13 @@ def basis_text(bases: Sequence[LatentBasis]) -> str:
 
 def solver_lines(basis: LatentBasis) -> list[str]:
     """What a solver found, and how well."""
-    about, groups = basis.about, ["-".join(map(str, (run[0], run[-1]))) for run in basis.groups if len(run) > 1]
-    lines = [f"{about.get('products', '?')} products, converged {about.get('converged', '?')}",
+    provenance = basis.provenance
+    groups = ["-".join(map(str, (run[0], run[-1]))) for run in basis.groups if len(run) > 1]
+    lines = [f"{provenance.get('products', '?')} products, converged {provenance.get('converged', '?')}",
              "s: " + ", ".join(f"{value:.4g}" for value in basis.s.tolist()),
              "gap from each s to the next: " + (", ".join(f"{gap:.1%}" for gap in basis.gaps.tolist()) or "none, k 1"),
              f"largest residual {basis.residuals.max() / basis.s[0]:.1e} of s_0"]
-    if about.get("derivative") == "central differences":
+    if provenance.get("derivative") == "central differences":
         lines.append("forward derivatives by central differences: some node's layers have none of their own")
     if groups:
         lines.append(f"nearly equal s, only their span means something: {', '.join(groups)}")
@@ -109,7 +110,7 @@ def transport_text(source: LatentBasis, target: LatentBasis, found: Carried) -> 
     """How much of a direction exists at the target, as a traffic light."""
     light = "red: little of it exists there" if found.weak else "green" if found.coverage > GREEN else "amber"
     text = f"coverage {found.coverage:.2f} ({light})"
-    if different_models([source.about, target.about]):
+    if different_models([source.provenance, target.provenance]):
         text += "\nNote: the two bases were computed on different models, or with other LoRAs."
     return text
 

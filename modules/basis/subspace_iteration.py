@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .lanczos import FLOOR, NOTHING
+from .lanczos import FLOOR, ZERO_NORM
 from .products import Jacobian
 from .triplets import Step, Triplets, canonical, check_count, no_signal
 
@@ -38,9 +38,9 @@ def subspace_iteration(jacobian: Jacobian, k: int, official: bool = False, toler
         U = push_all(jacobian, V)                                               # [k, m]
         W = pull_all(jacobian, U)                                               # [k, n], rows of J^T J V
         lengths = U.norm(dim=1)
-        if float(lengths.max()) < NOTHING:
+        if float(lengths.max()) < ZERO_NORM:
             raise no_signal(float(lengths.max()))
-        residuals = (W / lengths[:, None].clamp(min=NOTHING) - lengths[:, None] * before).norm(dim=1)
+        residuals = (W / lengths[:, None].clamp(min=ZERO_NORM) - lengths[:, None] * before).norm(dim=1)
         relative = residuals / lengths.max()
         _, squares, V = torch.linalg.svd(W, full_matrices=False)
         if official:

@@ -10,7 +10,7 @@ from .basis import LatentBasis
 from .products import Jacobian
 
 WEAK = 0.3              # coverage below which most of a direction does not exist at its target
-NOTHING = 1e-6
+ZERO_NORM = 1e-6
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def pull_direction(difference: Tensor, jacobian: Jacobian) -> Tensor:
     check_shapes(difference.shape, jacobian.h.shape[1:], "h")
     v = jacobian.pull(difference[None])[0]
     length = v.norm()
-    if length <= NOTHING * difference.norm():
+    if length <= ZERO_NORM * difference.norm():
         raise ValueError("No change of the latent moves h in this direction. Choose another prompt or noise level.")
     return v / length
 
@@ -89,7 +89,7 @@ def subtract_complement(V: Tensor, complement: LatentBasis) -> tuple[Tensor, Ten
     away, flat = complement.V.flatten(1).to(V.device).double(), V.flatten(1).double()
     kept = flat - (flat @ away.T) @ away
     left = kept.norm(dim=1) / flat.norm(dim=1).clamp(min=1e-30)
-    unit = torch.where(left[:, None] > NOTHING, kept / kept.norm(dim=1, keepdim=True).clamp(min=1e-30), 0.0)
+    unit = torch.where(left[:, None] > ZERO_NORM, kept / kept.norm(dim=1, keepdim=True).clamp(min=1e-30), 0.0)
     return unit.view(V.shape).to(V), left.to(V)
 
 
@@ -102,7 +102,7 @@ def weights(direction: Tensor, basis: Tensor, space: str) -> Tensor:
 def carried(target: LatentBasis, coefficients: Tensor, found: Tensor, given: Tensor) -> Carried:
     """sum_i c_i v_i of unit length for coefficients c [k], with the coverage || found || / || given ||."""
     coverage = float(found.norm() / given.cpu().double().norm().clamp(min=1e-30))
-    if coverage <= NOTHING:
+    if coverage <= ZERO_NORM:
         raise ValueError("The direction has nothing in common with the basis at its target. Use a basis with more "
                          "directions, or a latent, timestep or prompt that is nearer.")
     v = (coefficients / coefficients.norm()) @ target.V.flatten(1).cpu().double()

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..files.atomic_write import CheckpointError, save_atomically
 from ..seeding import batch_indices, seed_for, stream
-from ..training.checkpoint import CheckpointError, save_atomically
 from .clips import ClipSource
 
 
@@ -33,7 +33,7 @@ class ClipBatch:
     latents: Tensor                 # [B, F, C, h, w] as the VAE gives them, without the model's factor
     text: Text
     videos: tuple[int, ...] = ()    # a number for the video that each clip is from
-    places: Tensor | None = None    # [F] of the frames in their clips; None: they follow each other
+    frame_indices: Tensor | None = None    # [F] of the frames in their clips; None: they follow each other
 
 
 class Codec(Protocol):
@@ -104,17 +104,17 @@ class EncodedClips:
         every clip in the batch.
         """
         generator = stream("clips", seed, draw)
-        latents, texts, videos, places = [], [], [], None
+        latents, texts, videos, frame_indices = [], [], [], None
         for index in batch_indices(len(self), size, seed, draw):
             clip = self.latents(index)
-            if scattered and places is None:
-                places = torch.randperm(len(clip), generator=generator)[:frames].sort().values
+            if scattered and frame_indices is None:
+                frame_indices = torch.randperm(len(clip), generator=generator)[:frames].sort().values
             start = 0 if scattered else int(torch.randint(len(clip) - frames + 1, (), generator=generator))
-            latents.append(clip[places] if scattered else clip[start:start + frames])
+            latents.append(clip[frame_indices] if scattered else clip[start:start + frames])
             dropped = torch.rand((), generator=generator) < dropout
             texts.append(self.text("" if dropped else self.source.caption(index)))
             videos.append(seed_for("video", self.source.video(index)))
-        return ClipBatch(torch.stack(latents), stack_texts(texts), tuple(videos), places)
+        return ClipBatch(torch.stack(latents), stack_texts(texts), tuple(videos), frame_indices)
 
 
 def stack_texts(texts: list[Text]) -> Text:

@@ -13,7 +13,7 @@ import torch
 
 from .fitting import COARSE, FINE, backdrop, compose, fit_backgrounds, refine, search_bank, shrink, soften
 from .renderer import CENTRE, SIDE, WIDTH, place_sprites
-from .world import COLOURS, PLACES, SIZES, SPRITES, TEXTURES, Scene
+from .world import COLOURS, POSITIONS, SIZES, SPRITES, TEXTURES, Scene
 
 CANDIDATES = 4              # sprites fitted finely in each picture
 TRUST = 0.12                # rms error of a picture at which confidence has fallen to 1/e
@@ -94,7 +94,7 @@ def nearest(value: float, names: dict[str, float]) -> str:
 def describe(sprite: int, pose: list[float], behind: int, motion: str | None = None) -> Scene:
     """The words for a sprite, the middle of its path (x, y, log width) and a fitted background's number."""
     size = nearest(pose[2], {name: math.log(WIDTH[name]) for name in SIZES})
-    place = nearest(pose[0], {name: CENTRE[name] for name in PLACES})
+    place = nearest(pose[0], {name: CENTRE[name] for name in POSITIONS})
     colour, texture = divmod(behind, len(TEXTURES))
     return Scene(SPRITES[sprite], size, place, COLOURS[colour], TEXTURES[texture], motion)
 

@@ -12,7 +12,7 @@ SPRITES = (
 )
 GLYPHS = "🐶🐱🚗🍎🌻⚽🐟🎈🦋🚀🐢🍌🏠🌙⭐🐝🎸🍄🐙🌳🦊🐸🐼🍉"
 SIZES = ("small", "large")
-PLACES = ("left", "middle", "right")
+POSITIONS = ("left", "middle", "right")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "white", "black", "pink")
 TEXTURES = ("plain", "stripes", "dots")
 MOTIONS = ("still", "left", "right", "up", "down", "grow", "shrink", "spin", "bounce", "circle")
@@ -73,7 +73,7 @@ def random_scene(rng: random.Random, clip: bool = False, held_out: bool = False,
         sprite, motion = rng.choice(sorted(HELD_OUT))
     while not held_out and (sprite, motion) in HELD_OUT:
         sprite, motion = rng.choice(SPRITES), rng.choice(motions)
-    return Scene(sprite, rng.choice(SIZES), rng.choice(PLACES), rng.choice(COLOURS), rng.choice(TEXTURES), motion)
+    return Scene(sprite, rng.choice(SIZES), rng.choice(POSITIONS), rng.choice(COLOURS), rng.choice(TEXTURES), motion)
 
 
 def caption(scene: Scene, rng: random.Random | None = None) -> str:

@@ -19,7 +19,7 @@ from .parts import follow, publish
 SETTINGS = TrainSettings(steps=1100, lr=1.5e-3, warmup=100, schedule="cosine", betas=(0.9, 0.98), weight_decay=0.02,
                          seed=2, precision="bf16", checkpoint_every=300)
 BATCH, LENGTH = 128, 32             # pairs a step; tokens kept in training (the text model is causal, captions fit)
-ATTRIBUTES = {"sprite": world.SPRITES, "size": world.SIZES, "place": world.PLACES, "colour": world.COLOURS,
+ATTRIBUTES = {"sprite": world.SPRITES, "size": world.SIZES, "place": world.POSITIONS, "colour": world.COLOURS,
               "texture": world.TEXTURES, "motion": (None, *world.MOTIONS)}
 
 
@@ -94,7 +94,7 @@ def train_clip(runs: Path) -> Path:
     truth = labels(list(pool.scenes))
     torch.manual_seed(SETTINGS.seed)
     pair = ClipPair()
-    average = MovingAverage(pair, 0.995)
+    ema = MovingAverage(pair, 0.995)
 
     def batches(draw: int):
         index = batch_indices(len(pool), BATCH, SETTINGS.seed, draw)
@@ -107,10 +107,10 @@ def train_clip(runs: Path) -> Path:
         shift = torch.rand(len(index), 3, 1, 1, generator=generator) * 0.06 - 0.03
         return pair.loss(signed(pool.pixels[index]) + shift, tokens, {k: v[index] for k, v in truth.items()})
 
-    hours = follow(train(pair, loss, batches, SETTINGS, CheckpointStore(runs / "clip.safetensors"), average),
+    hours = follow(train(pair, loss, batches, SETTINGS, CheckpointStore(runs / "clip.safetensors"), ema),
                    SETTINGS.steps)
     command = "python -m frozen_diffusion.cli demo-train clip"
-    with average.applied(pair):
+    with ema.applied(pair):
         figures = retrieval(pair.eval(), held_out, caption_tokens)
         text, vision = pack(pair, vocabulary(caption_tokens))
         publish("sprite_clip_vision", vision, "CLIP vision model of sprite world.", command, SETTINGS, hours, figures)

@@ -29,8 +29,8 @@ def publish(name: str, tensors: dict[str, torch.Tensor], what: str, command: str
     path.parent.mkdir(parents=True, exist_ok=True)
     half = {key: (value.half() if value.is_floating_point() else value).contiguous().clone()
             for key, value in tensors.items()}
-    about = {"format": "pt", "what": what, "command": command, "licence": LICENCE}
-    save_file(half, str(path), about | dict(metadata or {}))
+    metadata = {"format": "pt", "what": what, "command": command, "licence": LICENCE}
+    save_file(half, str(path), metadata | dict(metadata or {}))
     path.chmod(0o644)
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     table = "\n".join(f"| {key} | {value:.4g} |" for key, value in figures.items())

@@ -92,15 +92,15 @@ class MotionWords(nn.Module):
     def __init__(self, unet: nn.Module, channels: int):
         super().__init__()
         self.unet, self.read = unet, nn.Linear(channels, len(world.MOTIONS))
-        unet.middle_block[-1].register_forward_hook(lambda _, inputs, output: setattr(self, "heard", output))
+        unet.middle_block[-1].register_forward_hook(lambda _, inputs, output: setattr(self, "captured", output))
 
     def loss(self, motions: Sequence[str | None]) -> torch.Tensor:
         """Cross entropy over the rows of the last pass that name a motion."""
         rows = [row for row, motion in enumerate(motions) if motion]
         if not rows:
-            return self.heard.new_zeros(())
+            return self.captured.new_zeros(())
         wanted = torch.tensor([world.MOTIONS.index(motions[row]) for row in rows])
-        return functional.cross_entropy(self.read(self.heard.mean((2, 3))[rows]), wanted)
+        return functional.cross_entropy(self.read(self.captured.mean((2, 3))[rows]), wanted)
 
 
 def train_unet(runs: Path) -> Path:
@@ -125,10 +125,10 @@ def train_unet(runs: Path) -> Path:
         x, context, _ = batch
         return eps_loss(lambda x_t, t: unet(x_t, t.float(), context=context), x, generator)
 
-    average = MovingAverage(unet, 0.999)
+    ema = MovingAverage(unet, 0.999)
     hours = follow(train(unet, loss, batches_of(SETTINGS, SHORT_SHARE), SETTINGS,
-                         CheckpointStore(runs / "unet.safetensors"), average), SETTINGS.steps)
-    copy_weights(average.weights, trainable(unet))
+                         CheckpointStore(runs / "unet.safetensors"), ema), SETTINGS.steps)
+    copy_weights(ema.weights, trainable(unet))
     words = MotionWords(unet, unet.middle_block[-1].out_channels)
 
     def loss_with_words(batch, generator: torch.Generator):
@@ -136,11 +136,11 @@ def train_unet(runs: Path) -> Path:
         probe = words.loss(batch[2])
         return denoising + WORDS_WEIGHT * probe, report | {"words": probe.item()}
 
-    average = MovingAverage(words, 0.99)
+    ema = MovingAverage(words, 0.99)
     hours += follow(train(words, loss_with_words, batches_of(WORDS, 0.0), WORDS,
-                          CheckpointStore(runs / "unet_words.safetensors"), average,
+                          CheckpointStore(runs / "unet_words.safetensors"), ema,
                           lambda name: 10.0 if name.startswith("read.") else 1.0), WORDS.steps)
-    with average.applied(words):
+    with ema.applied(words):
         return publish("sprite_unet", unet.state_dict(), "U-Net of sprite world: SD1.5's topology, narrow, eps; "
                        f"{WORDS.steps} more steps with a probe for the words of motion.",
                        "python -m frozen_diffusion.cli demo-train unet", SETTINGS, hours, {})

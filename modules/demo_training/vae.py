@@ -41,7 +41,7 @@ def train_vae(runs: Path) -> Path:
     pool, held_out = draw_pool(6144, 3072, seed=11), draw_pool(256, 256, seed=12)
     torch.manual_seed(SETTINGS.seed)
     vae = SpriteVAE().to(memory_format=torch.channels_last)
-    average = MovingAverage(vae, 0.995)
+    ema = MovingAverage(vae, 0.995)
 
     def batches(draw: int) -> torch.Tensor:
         return signed(pool.pixels[batch_indices(len(pool), 16, SETTINGS.seed, draw)])
@@ -49,9 +49,9 @@ def train_vae(runs: Path) -> Path:
     def loss(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         return vae_loss(vae, pixels.contiguous(memory_format=torch.channels_last), LATENT_NOISE, generator)
 
-    hours = follow(train(vae, loss, batches, SETTINGS, CheckpointStore(runs / "vae.safetensors"), average),
+    hours = follow(train(vae, loss, batches, SETTINGS, CheckpointStore(runs / "vae.safetensors"), ema),
                    SETTINGS.steps)
-    with average.applied(vae):
+    with ema.applied(vae):
         fold_statistics(vae, pool)
         figures = measure_vae(vae, held_out)
         return publish("sprite_vae", vae.state_dict(), "Autoencoder of sprite world: 8x, 4 latent channels.",

@@ -12,6 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 
+class CheckpointError(RuntimeError):
+    """A checkpoint, or what a training keeps beside it, could not be written, read, or does not belong to this run."""
+
+
 def write_atomically(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], what: str) -> None:
     """Write `what` (e.g. "The motion module") to `path`, which holds either the old file or the whole new one.
 
@@ -38,3 +42,16 @@ def write_atomically(path: Path, tensors: Mapping[str, Tensor], metadata: Mappin
 def free_bytes(path: Path) -> int:
     """Of the disk on which `path` is or would be."""
     return shutil.disk_usage(next(folder for folder in path.absolute().parents if folder.is_dir())).free
+
+
+def save_atomically(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], what: str) -> None:
+    """Write `what` to `path`, which holds either the old file or the whole new one.
+
+    Raises CheckpointError (full disk, no permission); nothing is left behind then.
+    """
+    try:
+        write_atomically(path, tensors, metadata, what)
+    except OSError as error:
+        kept = ("The previous one there is intact, and the same training goes on from it." if path.is_file()
+                else "There was none before, so the same training begins anew.")
+        raise CheckpointError(f"{error} {kept}") from error

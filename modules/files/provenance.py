@@ -32,14 +32,14 @@ def tells_weights(name: str) -> bool:
     return ":" in name
 
 
-def different_models(abouts: Sequence[Mapping[str, str]]) -> bool:
+def different_models(provenances: Sequence[Mapping[str, str]]) -> bool:
     """Whether files tell of more than one model, as far as they say."""
-    names = [about["model"] for about in abouts if "model" in about]
+    names = [provenance["model"] for provenance in provenances if "model" in provenance]
     return not all(same_model(one, other) for one, other in combinations(names, 2))
 
 
-def about_all(abouts: Sequence[Mapping[str, str]]) -> dict[str, str]:
+def merged_provenance(provenances: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """What the first tells, but of prompt and latent only what is true of all: for what is made of several."""
-    first = abouts[0]
+    first = provenances[0]
     return {key: told for key, told in first.items()
-            if key not in ORIGIN or all(about.get(key) == told for about in abouts)}
+            if key not in ORIGIN or all(provenance.get(key) == told for provenance in provenances)}

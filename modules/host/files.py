@@ -38,10 +38,10 @@ def find_file(name: str) -> Path:
 def state_of(name: str) -> str:
     """What changes when the file does, for the host's cache."""
     try:
-        about = find_file(name).stat()
+        status = find_file(name).stat()
     except FileNotFoundError:
         return ""
-    return f"{about.st_mtime_ns} {about.st_size}"
+    return f"{status.st_mtime_ns} {status.st_size}"
 
 
 def checkpoint_path(name: str, folder: str) -> Path:

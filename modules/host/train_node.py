@@ -9,13 +9,13 @@ from comfy.utils import ProgressBar
 from torch import Tensor
 
 from ..training.loop import StepRecord
-from .motion.train import MotionTraining
+from ..training.subject import Training
 from .progress import preview, report_progress
 
 TERMS = ("denoising", "trs", "dc")      # as the total loss reports them
 
 
-def train_in_node(training: MotionTraining, node_id: str | None) -> Tensor:
+def train_in_node(training: Training, node_id: str | None) -> Tensor:
     """Encode, train, sample. Returns the last sample, [F, H, W, 3].
 
     An interrupt of the host ends it between two steps; the checkpoint is written first.
@@ -24,15 +24,14 @@ def train_in_node(training: MotionTraining, node_id: str | None) -> Tensor:
         for done, total in pieces:
             ProgressBar(total, node_id).update_absolute(done)
             report_progress(f"encoding clips and captions: {done} of {total}", node_id)
-    recipe = training.recipe
-    bar = ProgressBar(recipe.steps, node_id)
+    bar = ProgressBar(training.steps, node_id)
     with contextlib.closing(training.records()) as records:
-        for record, text in progress_lines(records, recipe.steps):
+        for record, text in progress_lines(records, training.steps):
             report_progress(text, node_id)
-            show = recipe.sample_every and record.step % recipe.sample_every == 0
+            show = training.sample_every and record.step % training.sample_every == 0
             bar.update_absolute(record.step, preview=preview(training.sample()) if show else None)
     frames = training.sample()
-    bar.update_absolute(recipe.steps, preview=preview(frames))
+    bar.update_absolute(training.steps, preview=preview(frames))
     return frames
 
 

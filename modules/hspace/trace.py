@@ -12,23 +12,23 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..files.checks import check_file, check_format
-from ..files.provenance import about_all
+from ..files.provenance import merged_provenance
 from .slerp import spherical_mean
 
 FORMAT, VERSION = "frozen-diffusion h-trace", "1"
 H = "h"                                             # the middle block's output
-INVERSION = "inversion"                             # where a trace comes from: see HTrace.about
+INVERSION = "inversion"                             # where a trace comes from: see HTrace.provenance
 PRECISIONS = {"fp16": torch.float16, "fp32": torch.float32}
-FAR = 0.05                                          # of all timesteps: a nearest recorded step farther away is told
+FAR_STEP = 0.05                                     # of all timesteps: a nearest recorded step farther away is told
 TIMESTEPS = 1000
 
 
 def skip(number: int) -> str:
-    """The place of the skip that comes into decoder block `number`, from 0 at the deepest."""
+    """The name of the skip that comes into decoder block `number`, from 0 at the deepest."""
     return f"skip{number}"
 
 
-def places(deep_skips: int) -> tuple[str, ...]:
+def feature_names(deep_skips: int) -> tuple[str, ...]:
     """h and the skips of so many decoder blocks."""
     return (H, *map(skip, range(deep_skips)))
 
@@ -42,7 +42,7 @@ class HTrace:
     """Features over the steps of one run. Never changed after it is made: the host keeps it between runs.
 
     Attributes:
-        features: by place (see `places`): [S, B, C, H, W], float16 or float32 on the CPU. "h" is always there.
+        features: by name (see `feature_names`): [S, B, C, H, W], float16 or float32 on the CPU. "h" is always there.
         times: [S] timesteps of the steps, any order.
         about: how it was made; "model" is the identity of the U-Net, "prompt" and "latent" are fingerprints, "from" is
             "inversion" or "sampling".
@@ -54,7 +54,7 @@ class HTrace:
 
     features: Mapping[str, Tensor]
     times: tuple[float, ...]
-    about: Mapping[str, str]
+    provenance: Mapping[str, str]
     mask: Tensor | None = None
     threshold: float = 0.0
     strength: float = 1.0
@@ -87,12 +87,12 @@ class HTrace:
         Traces of other origin, and such as have one step only, are left as they are.
         """
         others = tuple(other.without_last_level() for other in self.others)
-        if self.about.get("from") != INVERSION or len(self.times) < 2:
+        if self.provenance.get("from") != INVERSION or len(self.times) < 2:
             return replace(self, others=others)
         top = max(range(len(self.times)), key=lambda step: self.times[step])
         kept = slice(None, -1) if top == len(self.times) - 1 else [s for s in range(len(self.times)) if s != top]
         times = tuple(time for step, time in enumerate(self.times) if step != top)
-        return replace(self, features={place: x[kept] for place, x in self.features.items()}, times=times,
+        return replace(self, features={feature_name: x[kept] for feature_name, x in self.features.items()}, times=times,
                        others=others)
 
     def contents(self) -> tuple[HTrace, ...]:
@@ -109,7 +109,7 @@ class HTrace:
         """Picture `number` of it alone, without the traces beside it; the only one if it holds one."""
         rows = slice(0, 1) if self.batch == 1 else slice(number, number + 1)
         mask = self.mask if self.mask is None or len(self.mask) == 1 else self.mask[number % len(self.mask)][None]
-        return replace(self, features={place: x[:, rows] for place, x in self.features.items()}, mask=mask, others=())
+        return replace(self, features={name: x[:, rows] for name, x in self.features.items()}, mask=mask, others=())
 
     def describe(self) -> str:
         """In a few words."""
@@ -121,14 +121,14 @@ class HTrace:
         return text + more + "".join(f"; with {other.describe()}" for other in self.others)
 
 
-def check_channels(trace: HTrace, place: str, channels: int) -> None:
-    """Raises TraceError naming both if the features are not of that many channels, or the place was not recorded."""
-    if place not in trace.features:
-        raise TraceError(f"The trace holds {', '.join(trace.features)}, not {place}. Record it with deep_skips above "
-                         "0, or set gamma_skips to 0.")
-    recorded = trace.features[place].shape[2]
+def check_channels(trace: HTrace, feature_name: str, channels: int) -> None:
+    """Raises TraceError naming both if the features are not of that many channels, or the feature was not recorded."""
+    if feature_name not in trace.features:
+        raise TraceError(f"The trace holds {', '.join(trace.features)}, not {feature_name}. Record it with deep_skips "
+                         "above 0, or set gamma_skips to 0.")
+    recorded = trace.features[feature_name].shape[2]
     if recorded != channels:
-        raise TraceError(f"The trace was recorded on a model with {recorded} channels at {place}, this one has "
+        raise TraceError(f"The trace was recorded on a model with {recorded} channels at {feature_name}, this one has "
                          f"{channels}. Record it with the model that is sampled.")
 
 
@@ -141,11 +141,11 @@ def merge_mean(traces: Sequence[HTrace], weights: Sequence[float]) -> HTrace:
         raise TraceError(f"Traces of different shapes have no mean: {sorted(shapes)}. Record them with the same model, "
                          "size and batch.")
     means = {}
-    for place, aligned in on_first_grid(traces).items():
+    for feature_name, aligned in on_first_grid(traces).items():
         steps = [spherical_mean(torch.stack(step).float(), torch.tensor(weights))
                  for step in zip(*aligned, strict=True)]
-        means[place] = torch.stack(steps).to(max((x.dtype for x in aligned), key=lambda dtype: dtype.itemsize))
-    return replace(first, features=means, about=about_all([trace.about for trace in traces]))
+        means[feature_name] = torch.stack(steps).to(max((x.dtype for x in aligned), key=lambda dtype: dtype.itemsize))
+    return replace(first, features=means, provenance=merged_provenance([trace.provenance for trace in traces]))
 
 
 def merge_batch(traces: Sequence[HTrace]) -> HTrace:
@@ -156,8 +156,8 @@ def merge_batch(traces: Sequence[HTrace]) -> HTrace:
     if len(sizes) > 1:
         raise TraceError(f"Traces of different sizes make no batch: {sorted(sizes)}. Record them with the same model "
                          "and size.")
-    features = {place: torch.cat(aligned, dim=1) for place, aligned in on_first_grid(traces).items()}
-    return replace(first, features=features, about=about_all([trace.about for trace in traces]))
+    features = {feature_name: torch.cat(aligned, dim=1) for feature_name, aligned in on_first_grid(traces).items()}
+    return replace(first, features=features, provenance=merged_provenance([trace.provenance for trace in traces]))
 
 
 def check_plain(traces: Sequence[HTrace], what: str) -> None:
@@ -171,8 +171,8 @@ def on_first_grid(traces: Sequence[HTrace]) -> dict[str, list[Tensor]]:
     """By place that all have: the features of each trace [S, B, C, H, W] at the steps nearest to the first one's."""
     first = traces[0]
     steps = [[trace.nearest(time) for time in first.times] for trace in traces]
-    return {place: [trace.features[place][of] for trace, of in zip(traces, steps, strict=True)]
-            for place in first.features if all(place in trace.features for trace in traces)}
+    return {feature_name: [trace.features[feature_name][of] for trace, of in zip(traces, steps, strict=True)]
+            for feature_name in first.features if all(feature_name in trace.features for trace in traces)}
 
 
 def beside(first: HTrace, second: HTrace) -> HTrace:
@@ -191,10 +191,10 @@ def trace_tensors(trace: HTrace) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(tensors, metadata) as a file holds them."""
     tensors, parts = {}, []
     for number, part in enumerate(trace.parts):
-        tensors |= {f"{number}.{place}": value.contiguous().clone() for place, value in part.features.items()}
+        tensors |= {f"{number}.{name}": value.contiguous().clone() for name, value in part.features.items()}
         if part.mask is not None:
             tensors[f"{number}.mask"] = part.mask.contiguous()
-        parts.append({"times": part.times, "about": dict(part.about), "threshold": part.threshold,
+        parts.append({"times": part.times, "about": dict(part.provenance), "threshold": part.threshold,
                       "strength": part.strength})
     return tensors, {"format": FORMAT, "format_version": VERSION, "parts": json.dumps(parts)}
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .file_checks import MotionFileError
-from .keys import CODES, CONVOLUTION, MAPPING, TOKENS, Names
+from .keys import CONVOLUTION, MAPPING, POSITIONAL_ENCODING, TOKENS, Names
 from .module import MotionConfig, MotionModule
 
 # What the configuration is read off.
@@ -26,9 +26,9 @@ def detect(weights: Mapping[str, Tensor], names: Names) -> MotionConfig:
         channels.append(sizes(weights, level, 2, 4)[0])
     if not channels:
         raise MotionFileError(nothing_found(weights, names, level))
-    lengths = {sizes(weights, name, 3)[1] for name in weights if name.endswith(CODES)}
+    lengths = {sizes(weights, name, 3)[1] for name in weights if name.endswith(POSITIONAL_ENCODING)}
     if len(lengths) != 1:
-        raise MotionFileError(f"Its layers have position codes for different clip lengths ({sorted(lengths)} "
+        raise MotionFileError(f"Its layers have positional encoding for different clip lengths ({sorted(lengths)} "
                               "frames); expected one length. The file is damaged.")
     config = MotionConfig(family="sdxl" if len(channels) == 3 else "sd15", channels=tuple(channels),
                           mid=any(name.startswith("mid_block.") for name in weights),
@@ -74,7 +74,7 @@ def kind_of(config: MotionConfig, names: Names) -> str:
         return "animatediff sdxl"
     if names.pia:
         return "pia"
-    if names.layout == "animatediff" and not names.position_codes:
+    if names.layout == "animatediff" and not names.positional_encoding:
         return "animatelcm"
     if config.mid:
         return "animatediff v2"
@@ -168,8 +168,8 @@ def warnings(config: MotionConfig, weights: Mapping[str, Tensor], names: Names) 
     found = []
     if not any(tensor.any() for name, tensor in weights.items() if is_output(name)):
         found.append("untrained: every output projection is zero, so this module changes nothing")
-    if not names.position_codes:
-        found.append(f"the file has no position codes; sinusoids for {config.max_frames} frames were rebuilt")
+    if not names.positional_encoding:
+        found.append(f"the file has no positional encoding; sinusoids for {config.max_frames} frames were rebuilt")
     if names.pia:
         found.append("only PIA's motion part is used; its first convolution (the image input) is left out")
     if names.layout == "diffusers" and config.kind == "animatediff v3":

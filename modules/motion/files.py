@@ -25,7 +25,7 @@ class MotionReport:
 
     Attributes:
         tensors: motion tensors in the file.
-        parameters: their numbers, position codes not counted.
+        parameters: their numbers, positional encoding not counted.
         dropped: names of tensors that are no motion weights and were left out.
         warnings: what the user should know.
     """
@@ -79,10 +79,10 @@ def read_motion_state(state: Mapping, metadata: Mapping[str, str] | None = None
         config = detect.from_metadata(config, metadata)
     detect.check_shapes(config, weights)
     detect.check_values(weights)
-    codes = [name for name in weights if name.endswith(keys.CODES)]
+    encodings = {name for name in weights if name.endswith(keys.POSITIONAL_ENCODING)}
     return config, weights, MotionReport(
-        tensors=len(weights) - (0 if names.position_codes else len(codes)),
-        parameters=sum(tensor.numel() for name, tensor in weights.items() if not name.endswith(keys.CODES)),
+        tensors=len(weights) - (0 if names.positional_encoding else len(encodings)),
+        parameters=sum(tensor.numel() for name, tensor in weights.items() if name not in encodings),
         dropped=tuple(name for name in names.dropped if isinstance(state[name], Tensor)),
         warnings=tuple(detect.warnings(config, weights, names)))
 
@@ -100,7 +100,7 @@ def is_our_file(path: Path) -> bool:
         return False
 
 
-def write_motion_file(path: str | Path, module: MotionModule, about: Mapping[str, str] | None = None) -> None:
+def write_motion_file(path: str | Path, module: MotionModule, metadata: Mapping[str, str] | None = None) -> None:
     """Write our format: safetensors, AnimateDiff's keys, the configuration and `about` in the metadata.
 
     The file appears complete or not at all. Raises OSError naming folder, size and free space when it cannot
@@ -108,6 +108,6 @@ def write_motion_file(path: str | Path, module: MotionModule, about: Mapping[str
     """
     path = Path(path)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-    told = {key: str(value) for key, value in (about or {}).items()}
+    told = {key: str(value) for key, value in (metadata or {}).items()}
     metadata = {**told, **detect.to_metadata(module.config), "format": FORMAT, "format_version": VERSION}
     write_atomically(path, state, metadata, "The motion module")

@@ -14,8 +14,8 @@ TOKENS, LAYERS, HEADS = 4, 2, 8
 CODE_FPS = 8.0          # a frame at s seconds has the position code of index 8 s, whatever the clip's own rate
 
 
-def moment_codes(seconds: Tensor, channels: int) -> Tensor:
-    """Moments [F] in seconds -> sinusoidal codes [F, channels], fp32; those of `sinusoids` for frames at 8 fps."""
+def timestamp_encoding(seconds: Tensor, channels: int) -> Tensor:
+    """Timestamps [F] in seconds -> sinusoidal encoding [F, channels], fp32; at 8 fps those of `sinusoids`."""
     even = torch.arange(0, channels, 2, dtype=torch.float32, device=seconds.device)
     angle = seconds.float()[:, None] * CODE_FPS * 10000.0 ** (-even / channels)
     return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)
@@ -56,8 +56,8 @@ class TokenLayer(nn.Module):
 class FrameTokens(nn.Module):
     """The generator of K tokens a frame, from the prompt's embedding and the moment of the frame.
 
-    At birth every token is the prompt's last one (CLIP's padding), because `out` starts at zero: the frozen model
-    changes only by a little more weight on that token.
+    At initialisation every token is the prompt's last one (CLIP's padding), because `out` starts at zero: the frozen
+    model changes only by a little more weight on that token.
 
     Args:
         channels: D of the text embedding, a multiple of `heads`.
@@ -77,8 +77,8 @@ class FrameTokens(nn.Module):
 
     def forward(self, text: Tensor, seconds: Tensor) -> Tensor:
         """text [B, L, D], seconds [F] from the clip's beginning -> tokens [B, F, K, D]."""
-        codes = moment_codes(seconds, text.shape[-1]).to(text)                  # [F, D]
-        h = (codes[:, None] + self.queries.to(text)).flatten(0, 1)              # [(F K), D]
+        encoding = timestamp_encoding(seconds, text.shape[-1]).to(text)                  # [F, D]
+        h = (encoding[:, None] + self.queries.to(text)).flatten(0, 1)              # [(F K), D]
         h = h.expand(text.shape[0], -1, -1)
         for layer in self.layers:
             h = layer(h, text)

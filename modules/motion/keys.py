@@ -17,7 +17,7 @@ HARIVO = "harivo."              # before the names of all parts that AnimateDiff
 CONVOLUTION = HARIVO + "tconv."
 MAPPING = HARIVO + "map."
 TOKENS = HARIVO + "tok."
-CODES = "pos_encoder.pe"
+POSITIONAL_ENCODING = "pos_encoder.pe"
 BLOCK = "transformer_blocks.0."
 DIFFUSERS_MODULE = re.compile(r"(.*\bmotion_modules\.\d+\.)(?!temporal_transformer\.)(.+)")
 DIFFUSERS_NAMES = (     # (AnimateDiff, diffusers), inside one block
@@ -34,7 +34,7 @@ DIFFUSERS_NAMES = (     # (AnimateDiff, diffusers), inside one block
 CONTAINERS = ("state_dict", "model_state_dict", "unet_state_dict", "module", "model", "unet", "motion_module")
 PREFIXES = re.compile(r"(?:module\.|unet\.|model\.(?!diffusion_model\.)|motion_module\.)+")
 WRAPPERS = re.compile(r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-FRAMES_WITHOUT_CODES = {"animatediff": 64, "hotshotxl": 8, "diffusers": 32}     # AnimateLCM stores no codes
+FRAMES_WITHOUT_ENCODING = {"animatediff": 64, "hotshotxl": 8, "diffusers": 32}     # AnimateLCM stores no codes
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Names:
         entries: how many names the file has.
     """
     layout: str
-    position_codes: bool
+    positional_encoding: bool
     pia: bool = False
     dropped: tuple[str, ...] = ()
     entries: int = 0
@@ -91,11 +91,11 @@ def layout_of(keys: Iterable[str]) -> str:
 def from_hotshot(key: str) -> str:
     """One key of a HotshotXL file as AnimateDiff's; other keys come back unchanged."""
     key = re.sub(r"\btemporal_attentions\.(\d+)\.", r"motion_modules.\1.temporal_transformer.", key)
-    return key.replace("pos_encoder.positional_encoding", CODES)
+    return key.replace("pos_encoder.positional_encoding", POSITIONAL_ENCODING)
 
 
 def from_diffusers(key: str) -> tuple[str, ...]:
-    """The AnimateDiff keys for one key of diffusers' MotionAdapter: two for position codes, else one."""
+    """The AnimateDiff keys for one key of diffusers' MotionAdapter: two for positional encoding, else one."""
     match = DIFFUSERS_MODULE.fullmatch(key)
     if match is None:
         return (key,)
@@ -110,8 +110,8 @@ def from_diffusers(key: str) -> tuple[str, ...]:
 def to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A normalised state under the names of diffusers' MotionAdapter.
 
-    Raises ValueError when diffusers has no place for it: HARIVO's parts, or two different sets of position codes in
-    one layer.
+    Raises ValueError when diffusers has no place for it: HARIVO's parts, or two different positional encodings in one
+    layer.
     """
     out: dict[str, Tensor] = {}
     for key, tensor in state.items():
@@ -124,7 +124,7 @@ def to_diffusers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             ours, theirs = next(pair for pair in DIFFUSERS_NAMES if name.startswith(pair[0]))
             name = BLOCK + theirs + name.removeprefix(ours)
         if start + name in out and not out[start + name].equal(tensor):
-            raise ValueError(f"The two attentions of {start!r} have different position codes; diffusers "
+            raise ValueError(f"The two attentions of {start!r} have different positional encoding; diffusers "
                              "keeps one set for both. This module cannot be converted.")
         out[start + name] = tensor
     return out
@@ -139,7 +139,7 @@ def adapter_settings(channels: tuple[int, ...], mid: bool, max_frames: int) -> d
 def normalise(state: Mapping) -> tuple[dict[str, Tensor], Names]:
     """All motion weights of an unwrapped state under AnimateDiff's names, and what the names told.
 
-    Missing position codes are rebuilt. Keys with "temporal" in them are kept even when they fit nothing, so
+    Missing positional encoding are rebuilt. Keys with "temporal" in them are kept even when they fit nothing, so
     that the caller can say so.
     """
     layout, weights, dropped = layout_of(state), {}, []
@@ -149,10 +149,10 @@ def normalise(state: Mapping) -> tuple[dict[str, Tensor], Names]:
             weights.update({name: tensor for name in names})
         else:
             dropped.append(key)
-    stored = any(name.endswith(CODES) for name in weights)
+    stored = any(name.endswith(POSITIONAL_ENCODING) for name in weights)
     if not stored:
         for name in [name for name in weights if name.endswith(".to_q.weight")]:
-            weights[name.removesuffix("to_q.weight") + CODES] = sinusoids(FRAMES_WITHOUT_CODES[layout],
+            weights[name.removesuffix("to_q.weight") + POSITIONAL_ENCODING] = sinusoids(FRAMES_WITHOUT_ENCODING[layout],
                                                                           weights[name].shape[0])
     first = state.get("conv_in.weight")
     pia = isinstance(first, Tensor) and first.ndim == 4 and first.shape[1] == 9

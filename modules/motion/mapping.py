@@ -14,7 +14,7 @@ WIDTH, BLOCKS, GROUPS, TIME_CODE = 128, 3, 8, 128
 
 
 def time_code(t: Tensor) -> Tensor:
-    """Timesteps [N] -> sinusoidal codes [N, TIME_CODE], fp32; periods from 2 pi to 10000 * 2 pi."""
+    """Timesteps [N] -> sinusoidal encoding [N, TIME_CODE], fp32; periods from 2 pi to 10000 * 2 pi."""
     half = TIME_CODE // 2
     rates = torch.exp(torch.arange(half, dtype=torch.float32, device=t.device) * (-math.log(10000.0) / half))
     angle = t.float()[:, None] * rates                                          # [N, TIME_CODE / 2]
@@ -56,7 +56,7 @@ class MappingBlock(nn.Module):
 
 
 class MappingNetwork(nn.Module):
-    """M(x, t) = x + g(x, t): the identity at birth, because the last convolution starts at zero.
+    """M(x, t) = x + g(x, t): the identity at initialisation, because the last convolution starts at zero.
 
     It stands before the frozen U-Net at every step and is trained with it by the denoising loss, whose target stays
     the noise that was drawn. It sees +-8 frames.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 DEFAULT_ALPHA = 40.0            # the authors' project page
 REFERENCE = 4 * 32 * 32         # numbers in a frame of 256 x 256 pixels: alpha means the same at every size
-MOST, LEAST = 0.25, -0.05       # of k at order 1: explicit diffusion is stable up to 0.5
+LARGEST_STEP, SMALLEST_STEP = 0.25, -0.05       # of k at order 1: explicit diffusion is stable up to 0.5
 
 
 def differences(x: Tensor, order: int) -> Tensor:
@@ -41,7 +41,7 @@ def smoothing_gradient(x: Tensor, order: int = 1) -> Tensor:
 
 def limits(order: int) -> tuple[float, float]:
     """Least and most of k: the largest eigenvalue of D^T D is 4 at order 1 and 16 at order 2."""
-    return LEAST / 4 ** (order - 1), MOST / 4 ** (order - 1)
+    return SMALLEST_STEP / 4 ** (order - 1), LARGEST_STEP / 4 ** (order - 1)
 
 
 def is_limited(alpha: float, order: int = 1) -> bool:

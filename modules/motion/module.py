@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .frame_tokens import FrameTokens, with_frame_tokens
 from .mapping import MappingNetwork
-from .transformer import TemporalAttention, TemporalConv, TemporalTransformer, look_at_own_place
+from .transformer import TemporalAttention, TemporalConv, TemporalTransformer, init_positional_attention
 
 DOWN_LAYERS, UP_LAYERS = 2, 3       # per level, in SD1.5 and SDXL alike
 
@@ -23,7 +23,7 @@ class MotionConfig:
         family: of the image model: "sd15" (four levels) or "sdxl" (three).
         channels: width of every level, from the outermost inwards, e.g. (320, 640, 1280, 1280).
         mid: whether there is a layer at the bottleneck.
-        max_frames: longest clip that has position codes.
+        max_frames: longest clip that has positional encoding.
         temporal_convolution: whether a TemporalConv comes before every transformer.
         kind: "animatediff v1" | "animatediff v2" | "animatediff v3" | "animatediff sdxl" | "hotshotxl" |
             "animatelcm" | "pia" | "frozen" (made here).
@@ -56,11 +56,11 @@ class MotionLayer(NamedTuple):
     transformer: TemporalTransformer
     convolution: TemporalConv | None = None
 
-    def __call__(self, x: Tensor, frames: int, places: Tensor | None = None) -> Tensor:
-        """x [(b f), C, H, W] with f = `frames`, at `places` [f] of their clip; returns the same shape."""
+    def __call__(self, x: Tensor, frames: int, frame_indices: Tensor | None = None) -> Tensor:
+        """x [(b f), C, H, W] with f = `frames`, at `frame_indices` [f] of their clip; returns the same shape."""
         if self.convolution is not None:
             x = self.convolution(x, frames)
-        return self.transformer(x, frames, places)
+        return self.transformer(x, frames, frame_indices)
 
 
 class MotionUnit(nn.Module):
@@ -163,7 +163,7 @@ class MotionModule(nn.Module):
 
 
 def fresh_motion_module(config: MotionConfig, seed: int = 0, operations=nn) -> MotionModule:
-    """A module to train from scratch, fp32: the identity at birth.
+    """A module to train from scratch, fp32: the identity at initialisation.
 
     Initial values are torch's, drawn from `seed`, but for those of `look_at_own_place`. torch's own random state is
     left as it was.
@@ -177,7 +177,7 @@ def fresh_motion_module(config: MotionConfig, seed: int = 0, operations=nn) -> M
                     kind.reset_parameters(layer)        # the host's layers start as uninitialised memory
         for layer in module.modules():
             if isinstance(layer, TemporalAttention):
-                look_at_own_place(layer)
+                init_positional_attention(layer)
     for layer in module.output_projections():
         for parameter in layer.parameters():
             nn.init.zeros_(parameter)

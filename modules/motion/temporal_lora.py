@@ -10,7 +10,7 @@ from .transformer import TemporalAttention
 
 
 class LowRankChange(nn.Module):
-    """W -> W + up down; the identity at birth, because `up` starts at zero."""
+    """W -> W + up down; the identity at initialisation, because `up` starts at zero."""
 
     def __init__(self, outputs: int, inputs: int, rank: int):
         super().__init__()

@@ -13,11 +13,11 @@ from torch.nn import functional
 MAX_SEQUENCES = 65535       # CUDA's attention kernels take no longer batch
 FEW_FRAMES = 4              # up to here plain attention is quicker on a CPU, backward 2 to 7 times
 LOGIT = 8.0                 # of two equal frames in the heads that know their place at the start of a training
-WIDE = 64                   # positions in a row of the temporal convolution
+ROW_POSITIONS = 64                   # positions in a row of the temporal convolution
 
 
 def sinusoids(length: int, channels: int, device: torch.device | str | None = None) -> Tensor:
-    """Sinusoidal position codes, [1, length, channels], fp32: sin on even channels, cos on odd, base 10000.
+    """Sinusoidal positional encoding, [1, length, channels], fp32: sin on even channels, cos on odd, base 10000.
 
     Source: Vaswani et al. 2017, section 3.5.
     """
@@ -50,13 +50,13 @@ class PositionCodes(nn.Module):
         self.pe = self.pe.to(fn(self.pe).device)        # moves with the module, never changes type
         return self
 
-    def forward(self, x: Tensor, places: Tensor | None = None) -> Tensor:
-        """x [N, F, C]; places [F] in the clip, None = the first F. Raises ValueError when F > max_frames."""
+    def forward(self, x: Tensor, frame_indices: Tensor | None = None) -> Tensor:
+        """x [N, F, C]; frame_indices [F] in the clip, None = the first F. Raises ValueError when F > max_frames."""
         if x.shape[1] > self.pe.shape[1]:
             raise ValueError(f"A clip of {x.shape[1]} frames was given to a motion module with position "
                              f"codes for {self.pe.shape[1]}. Make shorter clips, or use context windows.")
-        codes = self.pe[:, :x.shape[1]] if places is None else self.pe[:, places]
-        return (x + codes.to(x.device)).to(x.dtype)
+        encoding = self.pe[:, :x.shape[1]] if frame_indices is None else self.pe[:, frame_indices]
+        return (x + encoding.to(x.device)).to(x.dtype)
 
 
 class TemporalAttention(nn.Module):
@@ -70,17 +70,17 @@ class TemporalAttention(nn.Module):
         self.to_out = nn.Sequential(operations.Linear(channels, channels, **factory))
         self.pos_encoder = PositionCodes(channels, max_frames, factory.get("device"))
 
-    def forward(self, x: Tensor, places: Tensor | None = None) -> Tensor:
-        x = self.pos_encoder(x, places)                                         # [N, F, C]
+    def forward(self, x: Tensor, frame_indices: Tensor | None = None) -> Tensor:
+        x = self.pos_encoder(x, frame_indices)                                         # [N, F, C]
         return self.to_out(attend(self.to_q(x), self.to_k(x), self.to_v(x), self.heads))
 
 
-def look_at_own_place(attention: TemporalAttention) -> None:
-    """Initial values with which half of the heads attend to the frame itself and its neighbours, by position codes.
+def init_positional_attention(attention: TemporalAttention) -> None:
+    """Positional-attention initialisation: half of the heads attend to the frame itself and its neighbours.
 
-    With torch's own values every head looks at all frames nearly alike, so that all frames get the same mean of codes
-    and none can tell where in the clip it is; small trainings end before that changes. Here the first half of the heads
-    compares the codes of highest frequency, and values pass through at full strength.
+    With torch's own values every head looks at all frames nearly alike, so all frames get the same mean encoding and
+    none can tell where in the clip it is; small trainings end before that changes. Here the first half of the heads
+    compares the encoding of highest frequency, and values pass through at full strength.
     """
     channels, heads = attention.to_q.weight.shape[0], attention.heads // 2
     width = channels // attention.heads
@@ -127,18 +127,18 @@ class TemporalBlock(nn.Module):
         self.ff = FeedForward(channels, operations, **factory)
         self.ff_norm = operations.LayerNorm(channels, **factory)
 
-    def forward(self, x: Tensor, places: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, frame_indices: Tensor | None = None) -> Tensor:
         for attention, norm in zip(self.attention_blocks, self.norms, strict=True):
-            x = x + attention(norm(x), places)                                  # [N, F, C]
+            x = x + attention(norm(x), frame_indices)                                  # [N, F, C]
         return x + self.ff(self.ff_norm(x))
 
 
 class TemporalTransformer(nn.Module):
-    """AnimateDiff's temporal transformer; the identity at birth, because `proj_out` starts at zero.
+    """AnimateDiff's temporal transformer; the identity at initialisation, because `proj_out` starts at zero.
 
     Args:
         channels: C, a multiple of 32 (groups of the norm) and of `heads`.
-        max_frames: longest clip that has position codes.
+        max_frames: longest clip that has positional encoding.
         operations: where the layers come from: torch.nn, or one of the host's comfy.ops classes.
 
     Source: Guo et al., "AnimateDiff", ICLR 2024, section 4.2; layer for layer as in its published code. The
@@ -157,24 +157,24 @@ class TemporalTransformer(nn.Module):
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
 
-    def forward(self, x: Tensor, frames: int, places: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, frames: int, frame_indices: Tensor | None = None) -> Tensor:
         """x [(b f), C, H, W] with f = `frames` <= max_frames; returns the same shape.
 
-        places [f]: of these frames in their clip, None = the first f.
+        frame_indices [f]: of these frames in their clip, None = the first f.
         """
         height, width = x.shape[-2:]
         h = self.norm(x).unflatten(0, (-1, frames)).flatten(3)                  # [b, f, C, HW]
         h = h.permute(0, 3, 1, 2).flatten(0, 1)                                 # [(b HW), f, C]
         h = self.proj_in(h)
         for block in self.transformer_blocks:
-            h = block(h, places)
+            h = block(h, frame_indices)
         h = self.proj_out(h).unflatten(0, (-1, height * width))                 # [b, HW, f, C]
         h = h.permute(0, 2, 3, 1).flatten(0, 1).unflatten(2, (height, width))   # [(b f), C, H, W]
         return x + h
 
 
 class TemporalConv(nn.Module):
-    """Two convolutions along time with a residual; the identity at birth, because the second starts at zero.
+    """Two convolutions along time with a residual; the identity at initialisation, because the second starts at zero.
 
     Our reconstruction of the 3-D convolutions named in Kwon et al., "HARIVO", ECCV 2024, section 3.1.
     """
@@ -201,8 +201,9 @@ class TemporalConv(nn.Module):
 
 
 def rows_in_one(height: int, width: int) -> int:
-    """How many rows of a picture to lay side by side, none left over, so that no row grows beyond WIDE positions.
+    """How many rows of a picture to lay side by side, none left over: no row grows beyond ROW_POSITIONS.
 
     A kernel along time does not see the difference, but a processor takes up to twice as long for narrow rows.
     """
-    return max(rows for rows in range(1, height + 1) if height % rows == 0 and (rows == 1 or rows * width <= WIDE))
+    fitting = [rows for rows in range(1, height + 1) if height % rows == 0 and rows * width <= ROW_POSITIONS]
+    return max(fitting, default=1)

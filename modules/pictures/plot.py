@@ -32,29 +32,29 @@ def line_plot(series: Mapping[str, Points], title: str, x_label: str, width: int
     picture, font = Image.new("RGB", (width, height), PAPER), ImageFont.load_default(13)
     pen = ImageDraw.Draw(picture)
 
-    def place(x: float, y: float) -> tuple[float, float]:
+    def on_paper(x: float, y: float) -> tuple[float, float]:
         (left, right), (low, high) = spans
         return (LEFT + (width - LEFT - RIGHT) * (x - left) / (right - left),
                 height - BOTTOM - (height - TOP - BOTTOM) * (y - low) / (high - low))
 
     for tick in range(TICKS + 1):
         x, y = (low + (high - low) * tick / TICKS for low, high in spans)
-        across, along = place(x, y)
+        across, along = on_paper(x, y)
         pen.line((LEFT, along, width - RIGHT, along), fill=FAINT)
         pen.text((LEFT - 6, along), f"{y:.3g}", fill=INK, font=font, anchor="rm")
         pen.text((across, height - BOTTOM + 6), f"{x:.3g}", fill=INK, font=font, anchor="mt")
     for name, x in (marks or {}).items():
-        across = place(x, spans[1][0])[0]
+        across = on_paper(x, spans[1][0])[0]
         pen.line((across, TOP, across, height - BOTTOM), fill=INK)
         pen.text((across + 4, TOP), f"{name} {x:g}", fill=INK, font=font)
     pen.text((LEFT, 8), title, fill=INK, font=font)
     pen.text((width - RIGHT, height - 8), x_label, fill=INK, font=font, anchor="rb")
     across = LEFT
     for (name, line), colour in zip(series.items(), itertools.cycle(COLOURS), strict=False):
-        places = [place(*point) for point in line]
-        if len(places) > 1:
-            pen.line(places, fill=colour, width=2)
-        for x, y in places if len(places) <= 60 else []:
+        points = [on_paper(*point) for point in line]
+        if len(points) > 1:
+            pen.line(points, fill=colour, width=2)
+        for x, y in points if len(points) <= 60 else []:
             pen.ellipse((x - 2, y - 2, x + 2, y + 2), fill=colour)
         pen.text((across, height - 8), name, fill=colour, font=font, anchor="lb")
         across += pen.textlength(name, font=font) + 16

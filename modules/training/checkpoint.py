@@ -9,13 +9,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..files.atomic_write import write_atomically
+from ..files.atomic_write import CheckpointError, save_atomically
 
 FORMAT = "frozen_diffusion.training.1"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written, read, or does not belong to this run."""
 
 
 class CheckpointStore:
@@ -28,10 +24,10 @@ class CheckpointStore:
         assumed: what a checkpoint was made with that is older than an entry of `about` and does not hold it.
     """
 
-    def __init__(self, path: str | Path, about: Mapping[str, str] | None = None,
+    def __init__(self, path: str | Path, provenance: Mapping[str, str] | None = None,
                  assumed: Mapping[str, str] | None = None):
         self.path = Path(path)
-        self.about, self.assumed = dict(about or {}), dict(assumed or {})
+        self.provenance, self.assumed = dict(provenance or {}), dict(assumed or {})
 
     def exists(self) -> bool:
         return self.path.is_file()
@@ -41,7 +37,7 @@ class CheckpointStore:
 
         Raises CheckpointError when it cannot be written; the previous checkpoint is intact then.
         """
-        metadata = {"format": FORMAT, "facts": json.dumps({**facts, "about": self.about})}
+        metadata = {"format": FORMAT, "facts": json.dumps({**facts, "about": self.provenance})}
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_atomically(self.path, plain, metadata, "The checkpoint")
 
@@ -72,22 +68,9 @@ class CheckpointStore:
         """The tensors and the facts. Raises CheckpointError if the file is none of ours or of another run."""
         facts = self.facts()
         made = self.assumed | facts["about"]
-        for name, value in self.about.items():
+        for name, value in self.provenance.items():
             if made.get(name) != value:
                 raise CheckpointError(
                     f"The checkpoint {self.path} was made with {name} {made.get(name)!r}, this run "
                     f"has {value!r}. Use the same, or give another checkpoint name.")
         return load_file(str(self.path)), facts
-
-
-def save_atomically(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], what: str) -> None:
-    """Write `what` to `path`, which holds either the old file or the whole new one.
-
-    Raises CheckpointError (full disk, no permission); nothing is left behind then.
-    """
-    try:
-        write_atomically(path, tensors, metadata, what)
-    except OSError as error:
-        kept = ("The previous one there is intact, and the same training goes on from it." if path.is_file()
-                else "There was none before, so the same training begins anew.")
-        raise CheckpointError(f"{error} {kept}") from error

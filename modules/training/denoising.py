@@ -1,8 +1,8 @@
 """Denoising of clips: noise levels, the plain loss, and a small DDIM sampler for looking at a training.
 
 Variance-preserving form (harivo.md 2.0): x_t = a_t x_0 + s_t eps, a_t^2 = abar_t, s_t^2 = 1 - abar_t.
-A predictor is a function of (x_t [B, F, C, h, w], t [B], Text of B captions, places [F] of the frames in their clips or
-None for the first F) and gives eps or v of x's shape.
+A predictor is a function of (x_t [B, F, C, h, w], t [B], Text of B captions, frame_indices [F] in their clips or None
+for the first F) and gives eps or v of x's shape.
 """
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def denoising_loss(predict: Predictor, levels: NoiseLevels, factor: Callable[[Te
             hidden = (torch.rand(len(x0), generator=generator) < pure_noise).to(device)
             t = torch.where(hidden, len(levels.abar) - 1, t)
             eps = torch.where(hidden.view(-1, *[1] * (x0.ndim - 1)), levels.hiding(x0, eps, t), eps)
-        predicted = predict(levels.add_noise(x0, eps, t), t, batch.text, batch.places)
+        predicted = predict(levels.add_noise(x0, eps, t), t, batch.text, batch.frame_indices)
         error = (predicted.float() - levels.target(x0, eps, t)).square().flatten(1).mean(1)
         if snr_limit:
             error = error * snr_weight(levels.snr(t), snr_limit, levels.prediction).to(error)

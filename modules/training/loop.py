@@ -94,7 +94,7 @@ def learning_rate(settings: TrainSettings, step: int) -> float:
 
 
 def train(model: nn.Module, loss: Loss, batches: Callable[[int], Any], settings: TrainSettings,
-          store: CheckpointStore | None = None, average: MovingAverage | None = None,
+          store: CheckpointStore | None = None, ema: MovingAverage | None = None,
           lr_scale: Callable[[str], float] = lambda name: 1.0, memory: nn.Module | None = None) -> Iterator[StepRecord]:
     """Train the parameters of `model` that require a gradient; yield a record after each step.
 
@@ -109,7 +109,7 @@ def train(model: nn.Module, loss: Loss, batches: Callable[[int], Any], settings:
     Closing the generator, or an exception inside a step, leaves a checkpoint of the last finished step.
     Raises NonFiniteError (the weights stay those before the bad step), CheckpointError, ValueError.
     """
-    run = _Run(model, loss, batches, settings, store, average, lr_scale, memory)
+    run = _Run(model, loss, batches, settings, store, ema, lr_scale, memory)
     run.resume()
     try:
         while run.step < settings.steps:
@@ -128,9 +128,9 @@ def train(model: nn.Module, loss: Loss, batches: Callable[[int], Any], settings:
 class _Run:
     """The state of one training between two steps: optimizer, number of finished steps, losses so far."""
 
-    def __init__(self, model, loss, batches, settings, store, average, lr_scale, memory):
+    def __init__(self, model, loss, batches, settings, store, ema, lr_scale, memory):
         self.model, self.loss, self.batches, self.settings = model, loss, batches, settings
-        self.store, self.average, self.memory = store, average, memory
+        self.store, self.ema, self.memory = store, ema, memory
         self.remembered = self._remember()              # the memory after the last finished step
         self.weights = trainable(model)
         _check_weights(self.weights)
@@ -169,8 +169,8 @@ class _Run:
     def _update(self, rate: float) -> None:
         self.whole = False
         self.optimizer.step(rate)
-        if self.average:
-            self.average.update(self.model)
+        if self.ema:
+            self.ema.update(self.model)
 
     def _finite(self, what: str, value: float) -> float:
         if math.isfinite(value):
@@ -189,8 +189,8 @@ class _Run:
         tensors = {f"weight/{name}": weight for name, weight in self.weights.items()}
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         tensors |= {f"optimizer/{name}": value for name, value in self.optimizer.state().items()}
-        if self.average:
-            tensors |= {f"average/{name}": weight for name, weight in self.average.weights.items()}
+        if self.ema:
+            tensors |= {f"average/{name}": weight for name, weight in self.ema.weights.items()}
         tensors |= {f"memory/{name}": value for name, value in self.remembered.items()}
         self.store.save(tensors, self._facts())
         self.saved = self.step
@@ -199,8 +199,8 @@ class _Run:
         return {name: value.clone() for name, value in self.memory.named_buffers()} if self.memory else {}
 
     def _facts(self) -> dict:
-        average = {"decay": self.average.decay, "updates": self.average.updates} if self.average else None
-        return {"step": self.step, "settings": asdict(self.settings), "average": average}
+        ema = {"decay": self.ema.decay, "updates": self.ema.updates} if self.ema else None
+        return {"step": self.step, "settings": asdict(self.settings), "average": ema}
 
     def resume(self) -> None:
         """Go on from the store's checkpoint, if any. Only the settings in MAY_DIFFER may differ."""
@@ -211,9 +211,9 @@ class _Run:
             self._check_same(tensors, facts)
             copy_weights(_under("weight/", tensors), self.weights)
             self.optimizer.load(_under("optimizer/", tensors))
-            if self.average:
-                copy_weights(_under("average/", tensors), self.average.weights)
-                self.average.updates = facts["average"]["updates"]
+            if self.ema:
+                copy_weights(_under("average/", tensors), self.ema.weights)
+                self.ema.updates = facts["average"]["updates"]
             if self.memory:
                 copy_weights(_under("memory/", tensors), dict(self.memory.named_buffers()))
                 self.remembered = self._remember()
@@ -222,7 +222,7 @@ class _Run:
 
     def _check_same(self, tensors: Mapping[str, Tensor], facts: dict) -> None:
         then = {"optimizer": "adamw", **facts["settings"], "EMA decay": (facts["average"] or {}).get("decay")}
-        now = {**asdict(self.settings), "EMA decay": self.average.decay if self.average else None}
+        now = {**asdict(self.settings), "EMA decay": self.ema.decay if self.ema else None}
         for name in now.keys() - MAY_DIFFER:
             if _plain(then.get(name)) != _plain(now[name]):
                 raise CheckpointError(

@@ -17,7 +17,7 @@ from frozen_diffusion.modules.host.hspace.sampling import InjectionRequest, inje
 from frozen_diffusion.modules.host.vae import vae_pixels
 from frozen_diffusion.modules.hspace.curve import Curve
 from frozen_diffusion.modules.hspace.steps import InjectionSettings
-from frozen_diffusion.modules.hspace.trace import HTrace, places
+from frozen_diffusion.modules.hspace.trace import HTrace, feature_names
 from frozen_diffusion.modules.seeding import stream
 
 CONTENT, STYLE = ("sprite", "size", "place"), ("colour", "texture")
@@ -87,7 +87,7 @@ def settings(gamma: float, **changes) -> InjectionSettings:
 
 def h_alone(trace: HTrace) -> HTrace:
     """The trace without its deep skips."""
-    return replace(trace, features={place: trace.features[place] for place in places(0)})
+    return replace(trace, features={place: trace.features[place] for place in feature_names(0)})
 
 
 def injected(world: World, given: Pairs, wanted: InjectionSettings, gamma_skips: float = 0.0,

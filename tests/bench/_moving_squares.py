@@ -22,7 +22,7 @@ from frozen_diffusion.modules.data.clips import ClipSettings
 from frozen_diffusion.modules.data.encoded import EncodedClips, Text
 from frozen_diffusion.modules.host.codec import HostCodec
 from frozen_diffusion.modules.host.motion.apply import LoadedMotion
-from frozen_diffusion.modules.host.motion.frozen_copy import PrivateUNet
+from frozen_diffusion.modules.host.motion.frozen_copy import FrozenCopy
 from frozen_diffusion.modules.host.motion.train import MotionTraining
 from frozen_diffusion.modules.host.noise_levels import noise_levels
 from frozen_diffusion.modules.host.weights import copy_unet
@@ -123,7 +123,7 @@ class Toy:
                                      for count, seed in ((CLIPS, 0), (UNSEEN, 1)))
         self.latents = torch.stack([self.unseen.latents(index) for index in range(UNSEEN)])
         self.texts = [self.unseen.text(self.unseen.source.caption(index)) for index in range(UNSEEN)]
-        self.trained: dict[MotionRecipe, PrivateUNet] = {}
+        self.trained: dict[MotionRecipe, FrozenCopy] = {}
         self.learn_images()
 
     def learn_images(self) -> None:
@@ -134,28 +134,28 @@ class Toy:
                 if ENDS.search(name):
                     nn.init.zeros_(weight)
 
-            def predict(x: Tensor, t: Tensor, text: Text, places: Tensor | None) -> Tensor:
+            def predict(x: Tensor, t: Tensor, text: Text, frame_indices: Tensor | None) -> Tensor:
                 return unet(x[:, 0], t.float(), text.tokens)[:, None]
 
             loss = denoising_loss(predict, self.levels, self.model.model.process_latent_in, torch.device("cpu"),
                                   RECIPE.snr_limit, RECIPE.noise_shift)
-            average = MovingAverage(unet, RECIPE.ema)
+            ema = MovingAverage(unet, RECIPE.ema)
             for record in train(unet, loss, lambda draw: self.learned.batch(IMAGE_BATCH, 1, 0.1, 0, draw), IMAGE,
-                                average=average):
+                                ema=ema):
                 if record.step % 50 == 0:
                     print(f"image model: step {record.step}, loss {record.loss:.4f}", file=sys.stderr, flush=True)
-            with average.applied(unet):
+            with ema.applied(unet):
                 self.model.model.diffusion_model.load_state_dict(unet.state_dict())
 
-    def unet(self, row: str) -> PrivateUNet:
+    def unet(self, row: str) -> FrozenCopy:
         """The frozen U-Net with the row's motion module."""
         return self.trained_by(ROWS[row], row)
 
-    def trained_by(self, recipe: MotionRecipe, name: str) -> PrivateUNet:
+    def trained_by(self, recipe: MotionRecipe, name: str) -> FrozenCopy:
         """The frozen U-Net with the module of a recipe, which is trained the first time it is asked for."""
         if recipe not in self.trained:
             module = self.train(name, recipe, self.plain).module.float()
-            self.trained[recipe] = PrivateUNet(self.model, module, FRAMES, gradient_checkpointing=False, watch=True)
+            self.trained[recipe] = FrozenCopy(self.model, module, FRAMES, gradient_checkpointing=False, watch=True)
         return self.trained[recipe]
 
     @cached_property

@@ -19,7 +19,7 @@ from motion_examples import SD15
 
 from frozen_diffusion.modules.data.encoded import ClipBatch, Text
 from frozen_diffusion.modules.host.motion.apply import MotionRun, motion_options, splice, unsplice
-from frozen_diffusion.modules.host.motion.frozen_copy import PrivateUNet
+from frozen_diffusion.modules.host.motion.frozen_copy import FrozenCopy
 from frozen_diffusion.modules.host.motion.schedule import with_schedule
 from frozen_diffusion.modules.host.motion.train import build_module
 from frozen_diffusion.modules.host.noise_levels import noise_levels
@@ -46,11 +46,11 @@ def inference(frames: int, device: torch.device, dtype: torch.dtype) -> dict[str
     modules = {name: fill(MotionModule(config, comfy.ops.manual_cast, **made))
                for name, config in (("plain", PLAIN), ("harivo", HARIVO))}
     x, t = torch.randn(frames, 4, SIDE, SIDE, **made), torch.full((frames,), 500, device=device)
-    text, moments = torch.randn(1, 77, 768, **made).expand(frames, -1, -1), torch.arange(frames, device=device) / 8
+    text, timestamps = torch.randn(1, 77, 768, **made).expand(frames, -1, -1), torch.arange(frames, device=device) / 8
 
     def call(module: MotionModule) -> None:
         splice(unet, module)
-        unet(module.map_noise(x, t, frames), t, context=module.add_tokens(text, moments),
+        unet(module.map_noise(x, t, frames), t, context=module.add_tokens(text, timestamps),
              transformer_options=TORCH_ATTENTION | motion_options(MotionRun(frames)))
         unsplice(unet)
 
@@ -64,7 +64,7 @@ def inference(frames: int, device: torch.device, dtype: torch.dtype) -> dict[str
 def training_seconds(model, config: MotionConfig, frames: int, side: int, precision: str, losses: bool) -> float:
     """Seconds of the fastest of some training steps, one clip, gradient checkpointing."""
     module, _ = build_module(config, 0, None)
-    unet = PrivateUNet(model, module, frames, low_precision=precision == "bf16", watch=losses)
+    unet = FrozenCopy(model, module, frames, low_precision=precision == "bf16", watch=losses)
     loss = denoising_loss(unet, noise_levels(with_schedule(model, "sqrt_linear")), unet.latents_in, unet.device)
     trained, memory = torch.nn.ModuleDict({"motion": module}), None
     if losses:

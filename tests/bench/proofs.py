@@ -38,7 +38,7 @@ from frozen_diffusion.modules.demo_training.harivo import ablation_file
 from frozen_diffusion.modules.host.boot import PACK
 from frozen_diffusion.modules.host.codec import HostCodec
 from frozen_diffusion.modules.host.motion.files import load_motion_file
-from frozen_diffusion.modules.host.motion.frozen_copy import PrivateUNet
+from frozen_diffusion.modules.host.motion.frozen_copy import FrozenCopy
 from frozen_diffusion.modules.host.noise_levels import noise_levels
 from frozen_diffusion.modules.motion.smoothness import trs_loss
 from frozen_diffusion.modules.seeding import stream
@@ -66,7 +66,7 @@ class Case(Protocol):
     texts: list[Text]
     levels: NoiseLevels
 
-    def unet(self, row: str) -> PrivateUNet: ...
+    def unet(self, row: str) -> FrozenCopy: ...
     def clips(self, row: str, count: int) -> Iterable[tuple[Tensor, Tensor]]: ...   # sampled and true, [F, 3, H, W]
 
 
@@ -86,10 +86,10 @@ class SpriteWorld:
         self.texts = [codec.text(clips.caption(index)) for index in range(CLIPS)]
         self.levels = noise_levels(self.world.model)
 
-    def unet(self, row: str) -> PrivateUNet:
+    def unet(self, row: str) -> FrozenCopy:
         if row not in self.rows:
             module = load_motion_file(row_file(row))[0].module.float()
-            self.rows[row] = PrivateUNet(self.world.model, module, FRAMES, gradient_checkpointing=False, watch=True)
+            self.rows[row] = FrozenCopy(self.world.model, module, FRAMES, gradient_checkpointing=False, watch=True)
         return self.rows[row]
 
     def clips(self, row: str, count: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -100,7 +100,7 @@ class SpriteWorld:
 
 
 @torch.no_grad()
-def passes(case: Case, unet: PrivateUNet, look: Callable[[Tensor], float]) -> float:
+def passes(case: Case, unet: FrozenCopy, look: Callable[[Tensor], float]) -> float:
     """Mean over the unseen clips, each with its own noise and level, of look(squared error [1, F, 4, h, w])."""
     found = []
     for index, text in enumerate(case.texts):
@@ -145,7 +145,7 @@ def tokens_help_and_know_their_frame(case: Case) -> tuple[bool, dict]:
             {"loss": losses, "most_alike_tokens": alike})
 
 
-def looks(case: Case, unet: PrivateUNet) -> dict[str, float]:
+def looks(case: Case, unet: FrozenCopy) -> dict[str, float]:
     """What the unseen clips show of TRS and DC: the distance of neighbouring frames' attention maps, the cosine of
     neighbouring frames' pooled h (within) and of different clips' mean h (between), and the denoising error (loss).
     """
@@ -177,8 +177,8 @@ def dc_gain(toy: Toy, seeds: int, rows: Iterable[str] = ("without", "with", "no_
 
     TRS is off; the rows are trained without DC, with it, and with it but without its projection head.
     """
-    alone, measured = replace(RECIPE, trs=0.0), {}
-    recipes = {"without": replace(alone, dc=0.0), "with": alone, "no_head": replace(alone, dc_head="none")}
+    recipe, measured = replace(RECIPE, trs=0.0), {}
+    recipes = {"without": replace(recipe, dc=0.0), "with": recipe, "no_head": replace(recipe, dc_head="none")}
     for seed in range(seeds):
         seen = {row: looks(toy, toy.trained_by(replace(recipes[row], seed=seed), f"{row} DC, seed {seed}"))
                 for row in rows}

@@ -14,7 +14,7 @@ import comfy.supported_models
 import torch
 
 from frozen_diffusion.modules.data.encoded import ClipBatch, Text
-from frozen_diffusion.modules.host.motion.frozen_copy import PrivateUNet
+from frozen_diffusion.modules.host.motion.frozen_copy import FrozenCopy
 from frozen_diffusion.modules.host.motion.schedule import with_schedule
 from frozen_diffusion.modules.host.motion.train import build_module
 from frozen_diffusion.modules.host.noise_levels import noise_levels
@@ -35,8 +35,8 @@ def run() -> dict:
     frames, side, precision = (16, 64, "bf16") if gpu else (8, 16, "fp32")
     model = full_size_model()
     module, _ = build_module(MotionConfig("sd15", (320, 640, 1280, 1280)), 0, None)
-    unet = PrivateUNet(model, module, frames, low_precision=gpu)
-    average = MovingAverage(module)
+    unet = FrozenCopy(model, module, frames, low_precision=gpu)
+    ema = MovingAverage(module)
     latents = torch.randn(1, frames, 4, side, side, generator=stream("latents"))
     batch = ClipBatch(latents, Text(torch.randn(1, 77, 768, generator=stream("text")), None))
     loss = denoising_loss(unet, noise_levels(with_schedule(model, "sqrt_linear")), unet.latents_in, unet.device)
@@ -44,7 +44,7 @@ def run() -> dict:
     model.model.diffusion_model = None              # the copy is all that a training keeps
     base, steps = [], []
     for record in train(module, loss, lambda draw: batch, TrainSettings(STEPS + 1, precision=precision),
-                        average=average):           # turn by turn with the plain forward pass
+                        ema=ema):           # turn by turn with the plain forward pass
         steps.append(record.seconds)
         base.append(forward_seconds(unet, latents, batch.text, precision))
     seconds, plain = min(steps[1:]), min(base[1:])  # the first of each warms up
@@ -69,7 +69,7 @@ def full_size_model():
 
 
 @torch.no_grad()
-def forward_seconds(unet: PrivateUNet, latents: torch.Tensor, text: Text, precision: str) -> float:
+def forward_seconds(unet: FrozenCopy, latents: torch.Tensor, text: Text, precision: str) -> float:
     """One forward pass of the image model over the same frames, its motion layers skipped."""
     run, unet.run = unet.run, replace(unet.run, strength=0.0)
     began = time.perf_counter()

@@ -129,7 +129,7 @@ def test_every_word_of_the_world_has_its_own_vector(comfy):
     known = set(state["vocabulary.ids"].tolist())
     captions = [world.caption(world.Scene(sprite, size, place, "red", "dots", motion))
                 for sprite in world.SPRITES for size in world.SIZES
-                for place in world.PLACES for motion in world.MOTIONS]
+                for place in world.POSITIONS for motion in world.MOTIONS]
     assert set(demo.caption_tokens(captions).flatten().tolist()) <= known
 
 

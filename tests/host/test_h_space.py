@@ -137,7 +137,7 @@ def test_who_is_changed(comfy, base, other):
 
 def test_two_contents_on_two_originals_are_two_runs(comfy, base):
     both = record(comfy, base, batch=2, start="contents")[1]
-    single = [HTrace({"h": both.features["h"][:, row:row + 1]}, both.times, both.about) for row in range(2)]
+    single = [HTrace({"h": both.features["h"][:, row:row + 1]}, both.times, both.provenance) for row in range(2)]
     noise = torch.randn(2, 4, SIZE, SIZE, generator=stream("h-space noise", "originals"))
 
     def go(trace, rows):
@@ -193,9 +193,9 @@ def test_models_and_traces_are_told_apart(comfy, base, tiny_sd15, tiny_sdxl, oth
     with pytest.raises(TraceError, match="64 channels.*128|128.*64"):
         run(base, injected(wide))
     with pytest.raises(TraceError, match="deep_skips"):
-        run(base, injected(HTrace({"h": other.features["h"]}, other.times, other.about), gamma_skips=0.3))
+        run(base, injected(HTrace({"h": other.features["h"]}, other.times, other.provenance), gamma_skips=0.3))
     with pytest.raises(TraceError, match="different sizes"):
-        small = HTrace({"h": other.features["h"][..., :1, :]}, other.times, other.about)
+        small = HTrace({"h": other.features["h"][..., :1, :]}, other.times, other.provenance)
         run(base, injected(small, check="strict"))
     with pytest.raises(TraceError, match="steps are up to"):
         run(base, injected(other, check="strict"), steps=7)
@@ -203,7 +203,7 @@ def test_models_and_traces_are_told_apart(comfy, base, tiny_sd15, tiny_sdxl, oth
 
 def test_sizes_and_batches_that_differ_are_fitted_with_a_word(comfy, base, caplog):
     _, trace = record(comfy, base, batch=2, start="contents")
-    small = HTrace({"h": trace.features["h"][..., :1, :]}, trace.times, trace.about)
+    small = HTrace({"h": trace.features["h"][..., :1, :]}, trace.times, trace.provenance)
     assert run(base, injected(small), batch=3).isfinite().all()
     text = caplog.text
     assert text.count("are resized") == 1 and text.count("they are repeated") == 1

@@ -159,7 +159,7 @@ def test_moving_windows_get_the_features_of_their_frames(comfy, moving):
     for shared in (False, True):
         two = run(cut, injected(clip, shared_encoder=shared), steps=2, batch=4)
         torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-4)
-    turned = HTrace({"h": clip.features["h"].roll(2, dims=1)}, clip.times, clip.about)
+    turned = HTrace({"h": clip.features["h"].roll(2, dims=1)}, clip.times, clip.provenance)
     assert not torch.allclose(run(cut, injected(turned), steps=2, batch=4), two, atol=1e-2)
 
 

@@ -128,7 +128,7 @@ def test_strict_refuses_other_steps_in_the_light_form_too(comfy, base, other):
 
 
 def test_the_light_form_warns_once_a_run(comfy, base, other, caplog):
-    small = HTrace({"h": other.features["h"][..., :1, :]}, other.times, other.about)
+    small = HTrace({"h": other.features["h"][..., :1, :]}, other.times, other.provenance)
     model = comfy.run("FrozenInjectHSpace", model=base, trace=small, **LIGHT)[0]
     for runs in (1, 2):
         run(model, comfy_sampler("euler"), 3.0)
@@ -210,13 +210,13 @@ def test_freeinit_is_recorded_as_its_last_pass(comfy, base):
 
 
 def test_each_trace_beside_another_acts_where_it_was_recorded(comfy, base, other):
-    alone = HTrace({"h": other.features["h"]}, other.times, other.about)
-    skips = HTrace({**other.features}, other.times, other.about)
-    mixed = HTrace({"h": other.features["h"], "skip0": other.features["skip0"]}, other.times, other.about)
+    exclusive_sampling = HTrace({"h": other.features["h"]}, other.times, other.provenance)
+    skips = HTrace({**other.features}, other.times, other.provenance)
+    mixed = HTrace({"h": other.features["h"], "skip0": other.features["skip0"]}, other.times, other.provenance)
     both = run(base, injected(beside(mixed, skips), gamma_skips=0.3))
     assert not torch.equal(both, run(base, injected(beside(mixed, mixed), gamma_skips=0.3)))
     with pytest.raises(TraceError, match="deep_skips"):
-        run(base, injected(alone, gamma_skips=0.3))
+        run(base, injected(exclusive_sampling, gamma_skips=0.3))
 
 
 def test_the_skips_alone_are_injected_too(comfy, base, other):
@@ -265,7 +265,7 @@ def test_calibration_takes_the_wrappers_of_the_edit(comfy, base):
 
 
 def test_calibration_checks_the_steps_of_a_light_injection(comfy, base, other, caplog):
-    small = HTrace({"h": other.features["h"][..., :1, :]}, other.times, other.about)
+    small = HTrace({"h": other.features["h"][..., :1, :]}, other.times, other.provenance)
     strict, loose = (comfy.run("FrozenInjectHSpace", model=base, trace=trace, **{**LIGHT, "check": check})[0]
                      for trace, check in ((other, "strict"), (small, "model")))
     sampler = comfy.run("FrozenLatentCalibration", edited_model=strict, omega=0.3, start=1000.0, end=0.0)[0]

@@ -66,8 +66,8 @@ def test_sdxl_takes_content(comfy, sdxl, settings):
         two, one = (run(sdxl, injected(trace, settings, gamma_skips=0.2, shared_encoder=shared), cfg, steps=3)
                     for shared in (False, True))
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
-    alone = run(sdxl, injected(trace, settings), steps=3)
-    assert (alone - plain).norm() > 0.01 * plain.norm()
+    exclusive_sampling = run(sdxl, injected(trace, settings), steps=3)
+    assert (exclusive_sampling - plain).norm() > 0.01 * plain.norm()
 
 
 def test_sdxl_and_sd15_refuse_each_others_traces(comfy, base, sdxl):

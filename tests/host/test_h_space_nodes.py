@@ -114,8 +114,8 @@ def test_grids_that_are_far_apart_are_told_once(comfy, base, other, caplog):
         assert sampled(comfy, model, sampler, steps=8).isfinite().all()
         assert caplog.text.count(CLOSE) == 1 and "record with more steps" in caplog.text
         assert "Use the sigmas of Invert (DDIM)" in caplog.text
-    near = HTrace(other.features, tuple(time - 40 for time in other.times), other.about)
-    far = HTrace(other.features, tuple(time - 60 for time in other.times), other.about)
+    near = HTrace(other.features, tuple(time - 40 for time in other.times), other.provenance)
+    far = HTrace(other.features, tuple(time - 60 for time in other.times), other.provenance)
     for trace, told in ((near, False), (far, True)):
         caplog.clear()
         sampled(comfy, base, sampler_of(comfy, trace))
@@ -151,7 +151,7 @@ def test_traces_that_do_not_fit_are_refused_when_sampled(comfy, base, tiny_sd15,
         sampled(comfy, base, sampler_of(comfy, narrow))
     with pytest.raises(TraceError, match="deep_skips"):
         sampled(comfy, base, sampler_of(comfy, other, gamma_skips=0.3))
-    small = HTrace({"h": other.features["h"][..., :1, :]}, other.times, other.about)
+    small = HTrace({"h": other.features["h"][..., :1, :]}, other.times, other.provenance)
     with pytest.raises(TraceError, match="different sizes"):
         sampled(comfy, base, sampler_of(comfy, small, check="strict"))
     for wrong, words in (({"omega": 1.5}, "omega is from 0"), ({"mode": "both"}, "mode is asymmetric or symmetric"),

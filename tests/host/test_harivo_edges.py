@@ -13,7 +13,7 @@ from motion_examples import TINY, random_motion
 
 from frozen_diffusion.modules.host.motion.apply import MotionRun, apply_motion, hold_motion, run_of_call
 from frozen_diffusion.modules.host.motion.mitigating_gradient import mitigate_gradient
-from frozen_diffusion.modules.motion.mitigating_gradient import MOST, energy, limited_alpha, mitigate, step_size
+from frozen_diffusion.modules.motion.mitigating_gradient import LARGEST_STEP, energy, limited_alpha, mitigate, step_size
 from frozen_diffusion.modules.motion.module import MotionConfig, MotionModule
 from testhost.models import CONTEXT, as_flow, conditioning, latent, sample
 
@@ -99,8 +99,8 @@ def test_prompts_a_frame_go_with_their_frames_in_windows(comfy, base):
     windows, = comfy.run(ContextWindowsManualNode, model=model, context_length=4, context_overlap=0,
                          context_schedule="standard_static", context_stride=1, closed_loop=False, fuse_method="flat",
                          dim=0)
-    alone = [clip(model, noise[part], text[part]) for part in (slice(0, 4), slice(4, 8))]
-    torch.testing.assert_close(clip(windows, noise, text), torch.cat(alone), rtol=1e-4, atol=1e-4)
+    exclusive_sampling = [clip(model, noise[part], text[part]) for part in (slice(0, 4), slice(4, 8))]
+    torch.testing.assert_close(clip(windows, noise, text), torch.cat(exclusive_sampling), rtol=1e-4, atol=1e-4)
     one = clip(windows, noise, text[:1])                            # one prompt for all frames
     torch.testing.assert_close(one[4:], clip(model, noise[4:], text[:1]), rtol=1e-4, atol=1e-4)
 
@@ -130,7 +130,7 @@ def test_both_modes_have_the_same_limits():
     for alpha in (40.0, 1e5, -1e5):
         for sigma in (0.1, 1.0, 14.0):
             k = limited_alpha(alpha, sigma) / 4096 * sigma ** 2 / (1 + sigma ** 2)
-            assert k == pytest.approx(step_size(alpha, sigma)) and k <= MOST
+            assert k == pytest.approx(step_size(alpha, sigma)) and k <= LARGEST_STEP
     assert limited_alpha(40.0, 5.0) == pytest.approx(40.0)
 
 

@@ -126,14 +126,14 @@ def test_single_frames_and_strength_zero_are_the_image_model(comfy, base, change
 
 def test_tokens_keep_absolute_time_in_context_windows(comfy, base, monkeypatch):
     from frozen_diffusion.modules.motion.module import MotionModule
-    moments = []
+    timestamps = []
     real = MotionModule.add_tokens
     monkeypatch.setattr(MotionModule, "add_tokens",
-                        lambda self, context, seconds: moments.append(seconds.tolist()) or real(self, context, seconds))
+                        lambda self, context, at: timestamps.append(at.tolist()) or real(self, context, at))
     model = apply(comfy, base, harivo(base), fps=4.0)
     windows = in_windows(comfy, model, 4)
     assert sample(windows, 8, size=SIZE).isfinite().all()
-    assert [0, 0.25, 0.5, 0.75] in moments and max(max(window) for window in moments) == 7 / 4
+    assert [0, 0.25, 0.5, 0.75] in timestamps and max(max(window) for window in timestamps) == 7 / 4
 
 
 def test_prompts_that_differ_by_frame_get_their_own_tokens(base):
@@ -142,8 +142,8 @@ def test_prompts_that_differ_by_frame_get_their_own_tokens(base):
     with torch.no_grad():
         mixed = module.add_tokens(text, seconds)
         for frame in range(4):
-            alone = module.add_tokens(text[frame].expand(4, -1, -1), seconds)
-            torch.testing.assert_close(mixed[frame], alone[frame])
+            exclusive_sampling = module.add_tokens(text[frame].expand(4, -1, -1), seconds)
+            torch.testing.assert_close(mixed[frame], exclusive_sampling[frame])
 
 
 def test_alpha_zero_is_off(comfy, base):

@@ -18,7 +18,7 @@ from frozen_diffusion.modules.demo_training.motion import run_training
 from frozen_diffusion.modules.demo_training.parts import WEIGHTS
 from frozen_diffusion.modules.host.motion import train_command
 from frozen_diffusion.modules.host.motion.apply import hold_motion
-from frozen_diffusion.modules.host.motion.frozen_copy import PrivateUNet
+from frozen_diffusion.modules.host.motion.frozen_copy import FrozenCopy
 from frozen_diffusion.modules.host.train_node import spoken
 from frozen_diffusion.modules.motion import smoothness, total_loss
 from frozen_diffusion.modules.motion.module import MotionConfig, fresh_motion_module
@@ -157,7 +157,7 @@ def test_a_checkpoint_from_before_the_choice_of_negatives_goes_on_with_its_queue
 def test_fresh_parts_do_not_change_the_model(tiny_sd15):
     """Mapping and layers exactly; tokens only repeat the last word, which weighs it more (harivo.md 8.3)."""
     model, (x, t, text) = tiny_sd15(), inputs()
-    plain, mapped, tokened = (PrivateUNet(model, fresh_motion_module(config), frames=4) for config in (
+    plain, mapped, tokened = (FrozenCopy(model, fresh_motion_module(config), frames=4) for config in (
         replace(PARTS, mapping_width=0, frame_tokens=0), replace(PARTS, frame_tokens=0), PARTS))
     with torch.no_grad():
         assert torch.equal(plain(x, t, text), mapped(x, t, text))
@@ -170,7 +170,7 @@ def test_fresh_parts_do_not_change_the_model(tiny_sd15):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_trs_reaches_what_is_before_its_layers_and_nothing_after(tiny_sd15, checkpointing):
     module = random_motion(PARTS).requires_grad_(True)
-    unet = PrivateUNet(tiny_sd15(), module, frames=4, gradient_checkpointing=checkpointing, watch=True)
+    unet = FrozenCopy(tiny_sd15(), module, frames=4, gradient_checkpointing=checkpointing, watch=True)
     x, t, text = inputs()
     unet(x, t, text)
     features = unet.features()
@@ -190,7 +190,7 @@ def test_trs_reaches_what_is_before_its_layers_and_nothing_after(tiny_sd15, chec
 def test_features_are_the_same_with_and_without_checkpointing(tiny_sd15):
     model, module, gradients = tiny_sd15(), random_motion(PARTS).requires_grad_(True), []
     for checkpointing in (False, True):
-        unet = PrivateUNet(model, module, frames=4, gradient_checkpointing=checkpointing, watch=True)
+        unet = FrozenCopy(model, module, frames=4, gradient_checkpointing=checkpointing, watch=True)
         out = unet(*inputs())
         loss = out.square().mean() + trs_loss(unet.features().attention) + unet.features().h.square().mean()
         gradients.append(torch.autograd.grad(loss, list(module.parameters()), allow_unused=True))

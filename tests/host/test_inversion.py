@@ -234,9 +234,10 @@ def test_latents_that_cannot_be_inverted(base):
 def test_a_trace_tells_what_it_was_made_from(base):
     """Prompts begin alike and end differently, so all of a text goes into its name."""
     start = picture()
-    one, again, other = (invert(base, conditioning(seed), start, 2, way_back=False).trace.about for seed in (1, 1, 2))
+    one, again, other = (invert(base, conditioning(seed), start, 2, way_back=False).trace.provenance
+                         for seed in (1, 1, 2))
     assert one == again and one["prompt"] != other["prompt"] and one["latent"] == other["latent"]
     text = conditioning(1)[0][0].clone()
     text[0, -1, -1] += 1
-    late = invert(base, [[text, {}]], 2 * start, 2, way_back=False).trace.about
+    late = invert(base, [[text, {}]], 2 * start, 2, way_back=False).trace.provenance
     assert late["prompt"] != one["prompt"] and late["latent"] != one["latent"]

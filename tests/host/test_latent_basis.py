@@ -104,7 +104,7 @@ def test_a_basis_is_orthonormal_and_maps_as_it_says(base, found):
     jacobian = Jacobian(ours.fused, ours.x, push_f=ours.plain)
     for v, u, s in zip(found.V, found.U, found.s, strict=True):
         torch.testing.assert_close(jacobian.push(v[None])[0], s * u, rtol=0, atol=1e-3 * found.s[0].item())
-    assert (found.s.diff() <= 0).all() and found.about["converged"] == "True"
+    assert (found.s.diff() <= 0).all() and found.provenance["converged"] == "True"
     assert found.sigma == 5.0 and 780 < found.t < 810
 
 

@@ -152,7 +152,7 @@ def test_an_edit_on_another_model_is_told(base, found, tiny_sd15):
 def test_a_transport_between_models_is_told(found):
     at_home = carry(found, 0, found)[1]
     assert transport_text(found, found, at_home) == "coverage 1.00 (green)"
-    other = replace(found, about={**found.about, "model": "another.model:1.0"})
+    other = replace(found, provenance={**found.provenance, "model": "another.model:1.0"})
     assert "different models" in transport_text(found, other, at_home)
     assert "red" in transport_text(found, found, replace(at_home, coverage=0.1))
 
@@ -227,7 +227,7 @@ def test_guidance_goes_farther_at_low_noise_by_the_released_table(base, found, l
 
 
 def test_a_prompt_direction_in_a_basis_from_elsewhere_is_told(base, found):
-    away = replace(found, t=found.t - 200, about={**found.about, "model": "another.model:1.0"})
+    away = replace(found, t=found.t - 200, provenance={**found.provenance, "model": "another.model:1.0"})
     text = direction_between(base, conditioning(1), conditioning(2), noisy(), SIGMAS, away)[1]
     assert "computed at t" in text and "another model" in text
     assert "Note" not in direction_between(base, conditioning(1), conditioning(2), noisy(), SIGMAS, found)[1]
@@ -237,11 +237,11 @@ def test_means_of_bases_that_do_not_belong_together(found):
     with pytest.raises(ValueError, match=r"different shapes: \[4, 16, 16\], \[4, 15, 16\]"):
         mean_basis([found, replace(found, V=found.V[:, :, :15])])
     with pytest.raises(ValueError, match="different models"):
-        mean_basis([found, replace(found, about={"model": "another.model:1.0"})])
-    script = replace(found, about={})                       # nothing is known of its model
+        mean_basis([found, replace(found, provenance={"model": "another.model:1.0"})])
+    script = replace(found, provenance={})                       # nothing is known of its model
     for bases in ([found, script], [script, found]):
-        assert not {"prompt", "latent"} & set(mean_basis(bases).about)
-    assert mean_basis([found, found]).about["latent"] == found.about["latent"]
+        assert not {"prompt", "latent"} & set(mean_basis(bases).provenance)
+    assert mean_basis([found, found]).provenance["latent"] == found.provenance["latent"]
 
 
 def test_a_report_with_a_contact_sheet(comfy, found):

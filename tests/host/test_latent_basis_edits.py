@@ -124,7 +124,7 @@ def test_a_complement_is_taken_out_of_an_edit(comfy, base, found, other):
 def test_a_direction_is_carried_in_x(comfy, found):
     """v' = V' V'^T v, and the share of v that is there."""
     itself, coverage = comfy.run("FrozenTransportBasis", basis=found, direction=1, target=found, space="x")
-    assert coverage == pytest.approx(1, abs=1e-4) and itself.about["space"] == "x"
+    assert coverage == pytest.approx(1, abs=1e-4) and itself.provenance["space"] == "x"
     torch.testing.assert_close(itself.V[0], found.V[1], rtol=0, atol=1e-4)
     torch.testing.assert_close(itself.U[0], found.U[1], rtol=0, atol=1e-4)
 
@@ -143,7 +143,7 @@ def test_what_no_solver_computed_is_not_reported(comfy, base, found):
             assert figure not in text
         assert plot.shape[1] < comfy.run("FrozenBasisReport", basis=found)[0].shape[1]      # no empty plot of s
     assert "largest residual" in comfy.run("FrozenBasisReport", basis=found)[1]
-    assert not {"products", "converged", "angle"} & (carried.about.keys() | mean.about.keys())
+    assert not {"products", "converged", "angle"} & (carried.provenance.keys() | mean.provenance.keys())
 
 
 @pytest.mark.fault("G6")

@@ -77,7 +77,7 @@ def test_a_model_that_does_not_fit_has_the_same_basis(comfy, base, found, monkey
     leave_room_for_half(monkeypatch, base)
     partly, part_edits, part_direction = everything()
     assert set(states) == {(True, True)}
-    assert torch.equal(partly.V, whole.V) and torch.equal(partly.s, whole.s) and partly.about == whole.about
+    assert torch.equal(partly.V, whole.V) and torch.equal(partly.s, whole.s) and partly.provenance == whole.provenance
     assert torch.equal(part_direction, direction)
     torch.testing.assert_close(part_edits, edits, rtol=1e-3, atol=2e-3)
     assert not torch.allclose(found.s[:1], whole.s, rtol=1e-2)

@@ -137,8 +137,8 @@ def test_several_clips_in_one_batch(comfy, base, calls, parts):
     noise = torch.randn(8, 4, *SIZE, generator=torch.Generator().manual_seed(5))
     both = denoise(apply(comfy, base, loaded(**parts), frames_per_clip=4), noise)
     assert {call[:2] for call in calls} == {(16, 4)}
-    alone = torch.cat([denoise(apply(comfy, base, loaded(**parts)), clip) for clip in noise.chunk(2)])
-    assert torch.allclose(both, alone, rtol=1e-3, atol=1e-3 * both.std().item())
+    exclusive_sampling = torch.cat([denoise(apply(comfy, base, loaded(**parts)), clip) for clip in noise.chunk(2)])
+    assert torch.allclose(both, exclusive_sampling, rtol=1e-3, atol=1e-3 * both.std().item())
     assert not torch.allclose(both, denoise(apply(comfy, base, loaded(**parts)), noise), atol=1e-2)
 
 
@@ -194,8 +194,8 @@ def test_controlnet_per_frame(comfy, base):
                              for given in (hints, torch.zeros_like(hints)))
         return (controlled - plain).abs().amax((1, 2, 3))
 
-    alone, moved = change(base), change(model)
-    assert alone[0] == 0 and alone[3] > 0.1 and moved[0] > 1e-3 and moved[3] > 0.1
+    exclusive_sampling, moved = change(base), change(model)
+    assert exclusive_sampling[0] == 0 and exclusive_sampling[3] > 0.1 and moved[0] > 1e-3 and moved[3] > 0.1
 
 
 @with_and_without_harivo

@@ -109,7 +109,7 @@ def test_warnings_are_in_the_report(comfy, folder):
     save_file({**state, "conv_out.weight": torch.zeros(4)}, folder / "lcm.safetensors")
     _, report = load(comfy, "lcm.safetensors")
     assert "Warning: untrained: every output projection is zero" in report
-    assert "animatelcm" in report and "Warning: the file has no position codes" in report
+    assert "animatelcm" in report and "Warning: the file has no positional encoding" in report
     assert "1 tensors that are no motion weights" in report
 
 
@@ -182,7 +182,7 @@ def test_save_and_load_again(comfy, config):
 
 
 def test_sixteen_bit_files_keep_their_codes(comfy, tmp_path):
-    """Weights in 16 bits, position codes read into fp32."""
+    """Weights in 16 bits, positional encoding read into fp32."""
     state = {key: value.half() for key, value in random_motion().state_dict().items()}
     save_file(state, tmp_path / "half.safetensors")
     loaded, _ = files.load_motion_file(tmp_path / "half.safetensors")

@@ -24,7 +24,7 @@ from frozen_diffusion.modules.host.motion.splice import (
     PooledNorm,
     carries,
     check_fit,
-    places,
+    insertion_points,
     pooled_groupnorm,
 )
 from frozen_diffusion.modules.motion.module import MotionConfig, MotionModule
@@ -142,7 +142,7 @@ def test_real_sizes_fit_real_models(config, changes):
                                                           "num_head_channels": 64}
     unet = UNetModel(**settings, device="meta", dtype=torch.float16)
     check_fit(unet, config)
-    assert sum(len(found) for found in places(unet).values()) == (21 if changes else 16)
+    assert sum(len(found) for found in insertion_points(unet).values()) == (21 if changes else 16)
 
 
 def test_pooled_norms_are_the_official_ones(tiny_sd15):
@@ -229,20 +229,20 @@ def test_samplings_inside_a_sampling(tiny_sd15):
     one, two = (apply_motion(base, hold_motion(TINY, random_motion(seed=seed).state_dict(), f"module {seed}"))
                 for seed in (1, 2))
     size = {"frames": 4, "size": (8, 8)}
-    alone, plain = sample(one, **size), sample(base, **size)
+    exclusive_sampling, plain = sample(one, **size), sample(base, **size)
 
     def caught(*_):
         with pytest.raises(RuntimeError, match="module 2 was started while one with module 1 is going on.*second time"):
             sample(two, **size)
 
-    assert torch.equal(sample(one, **size, callback=caught), alone)
+    assert torch.equal(sample(one, **size, callback=caught), exclusive_sampling)
     with pytest.raises(RuntimeError, match="module 1 are not in the U-Net any more.*Let one end before"):
         sample(one, **size, callback=lambda *_: comfy.model_management.load_models_gpu([base]))
     with pytest.raises(RuntimeError, match="module 2 was started"):
         sample(one, **size, callback=lambda *_: sample(two, **size))
     assert shape(unet) == before
     splice(unet, random_motion())       # left over from a run that could not clean up
-    assert torch.equal(sample(one, **size), alone)
+    assert torch.equal(sample(one, **size), exclusive_sampling)
     assert torch.equal(sample(base, **size), plain)
 
 

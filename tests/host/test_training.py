@@ -17,7 +17,7 @@ from frozen_diffusion.modules.data.encoded import ClipBatch
 from frozen_diffusion.modules.host import train_node
 from frozen_diffusion.modules.host.files import checkpoint_path
 from frozen_diffusion.modules.host.motion.apply import apply_motion, hold_motion
-from frozen_diffusion.modules.host.motion.frozen_copy import PrivateUNet
+from frozen_diffusion.modules.host.motion.frozen_copy import FrozenCopy
 from frozen_diffusion.modules.host.motion.schedule import with_schedule
 from frozen_diffusion.modules.host.motion.train import MotionTraining, build_module, module_config
 from frozen_diffusion.modules.host.noise_levels import noise_levels
@@ -57,7 +57,7 @@ def test_the_copy_computes_what_the_model_computes(tiny_sd15):
     x, t, text = inputs()
     with torch.no_grad():
         expected = model.model.diffusion_model(x[0], t.repeat(4), text.tokens.repeat(4, 1, 1))
-        found = PrivateUNet(model, module, frames=4)(x, t, text)[0]
+        found = FrozenCopy(model, module, frames=4)(x, t, text)[0]
     assert torch.allclose(found, expected, atol=1e-5)     # a fresh module is the identity
 
 
@@ -108,7 +108,7 @@ def test_training_lowers_the_loss(setup):
         batches = [training.clips.batch(3, 4, 0.0, 7, draw) for draw in range(6)]
         return sum(loss(batch, stream("test", draw)).item() for draw, batch in enumerate(batches))
 
-    with training.average.applied(training.trained):
+    with training.ema.applied(training.trained):
         after = measure()
     with torch.no_grad():
         for layer in training.module.output_projections():
@@ -223,7 +223,7 @@ def test_the_result_moves_a_sampled_clip_and_is_what_was_averaged(setup, tiny_sd
     result = training.result()
     assert result.source == "run"
     assert result.metadata == {"train_data": "3 clips of squares", "train_steps": "4"}
-    averaged = {name.removeprefix("motion."): weight for name, weight in training.average.weights.items()}
+    averaged = {name.removeprefix("motion."): weight for name, weight in training.ema.weights.items()}
     assert all(torch.equal(state(result)[name], weight) for name, weight in averaged.items())
     assert not torch.equal(sample(apply_motion(model, result), 4, size=(8, 8)), sample(model, 4, size=(8, 8)))
 

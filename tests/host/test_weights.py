@@ -214,7 +214,7 @@ def with_injection(model, name):
 def test_layers_that_the_weights_do_not_tell_are_refused(comfy, base):
     bypass, others = with_injection(base, "bypass_lora"), with_injection(base, "somebodys_layers")
     trace = record(comfy, bypass, steps=2)[1]           # of the features that are sampled; it does not name the MODEL
-    assert "model" not in trace.about and sampled(base, injected(trace), steps=2).isfinite().all()
+    assert "model" not in trace.provenance and sampled(base, injected(trace), steps=2).isfinite().all()
     for read in (copy_unet, model_identity, encoded):
         with pytest.raises(ValueError, match="bypass mode"):
             read(bypass)

@@ -32,7 +32,7 @@ def test_a_basis_of_what_a_solver_found():
     *_, last = lanczos(Jacobian(Encoder(torch.float64), latent(dtype=torch.float64)), 3)
     basis = latent_basis(last.found, 700, 4.2, {"solver": "lanczos"})
     assert basis.V.dtype == basis.U.dtype == basis.s.dtype == torch.float32
-    assert basis.V.shape == (3, 3, 8, 8) and basis.U.shape == (3, 8, 4, 4) and basis.about == {"solver": "lanczos"}
+    assert basis.V.shape == (3, 3, 8, 8) and basis.U.shape == (3, 8, 4, 4) and basis.provenance == {"solver": "lanczos"}
     torch.testing.assert_close(basis.V.double(), last.found.V, atol=1e-6, rtol=0)
 
 
@@ -71,7 +71,7 @@ def test_there_and_back(tmp_path):
     back = read_basis(path)
     for name in ("V", "U", "s", "residuals"):
         assert torch.equal(getattr(back, name), getattr(basis, name))
-    assert (back.t, back.sigma, back.about) == (696.3, 3.0 / 7, {"model": "tiny", "prompt": 'a "fox" – ü',
+    assert (back.t, back.sigma, back.provenance) == (696.3, 3.0 / 7, {"model": "tiny", "prompt": 'a "fox" – ü',
                                                                  "products": "40"})
     assert [file.name for file in path.parent.iterdir()] == ["fox.safetensors"]
     assert path.stat().st_mode & 0o777 == 0o644

@@ -258,7 +258,7 @@ def test_traces_are_found_merged_and_masked():
     both = merge_batch([one, two])
     assert both.batch == 4 and [torch.equal(each.features["h"], both.features["h"][:, row:row + 1])
                                 for row, each in enumerate(both.contents())] == [True] * 4
-    inverted = replace(one, about={"from": "inversion"})
+    inverted = replace(one, provenance={"from": "inversion"})
     assert inverted.without_last_level().times == (0.0, 500.0) and one.without_last_level().times == one.times
     assert beside(one, inverted).without_last_level().others[0].features["h"].shape[0] == 2
     region = masked(one, torch.full((1, 8, 8), 0.6), threshold=0.5, strength=2.0)
@@ -278,7 +278,7 @@ def test_a_trace_survives_its_file(tmp_path):
     path = tmp_path / "trace.safetensors"
     write_atomically(path, *trace_tensors(both), "The h-trace")
     again = read_trace(path)
-    assert len(again.parts) == 2 and again.times == both.times and again.about == both.about
+    assert len(again.parts) == 2 and again.times == both.times and again.provenance == both.provenance
     for old, new in zip(both.parts, again.parts, strict=True):
         assert torch.equal(old.features["h"], new.features["h"]) and (old.mask is None) == (new.mask is None)
         assert (old.threshold, old.strength) == (new.threshold, new.strength)

@@ -12,13 +12,14 @@ from types import SimpleNamespace
 import pytest
 import tomllib
 
+from testhost import house
 from testhost.layout import columns, ui_workflow
 from testhost.workflow import Workflow, api_graph, widget_values
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
 HEAVY = ("diffusers", "accelerate", "matplotlib", "av", "scipy", "transformers", "torchvision")
-SOURCES = [path for folder in ("modules", "nodes") for path in sorted((ROOT / folder).rglob("*.py"))]
+SOURCES = house.SOURCES
 # may print
 COMMAND_LINE = {"modules/cli.py", "modules/demo_training/parts.py", "modules/host/motion/train_command.py"}
 HOST_MODULES = {"comfy", "comfy_extras", "folder_paths", "execution", "server"}
@@ -78,6 +79,33 @@ def test_rules_of_the_house(path):
         assert not roots & HOST_MODULES, "only modules/host touches the host"
     assert not re.search(r"\b(TODO|FIXME|XXX|NotImplementedError)\b", text)
     assert not (name.startswith("nodes/") and re.search("[\U0001F300-\U0001FAFF]", text)), "no emoji"
+
+
+def test_rooms_keep_to_themselves():
+    """No method's room imports another's, arrows run down only, and every room has its floor."""
+    assert {room for arrow in house.arrows() for room in arrow[1:]} <= house.FLOOR.keys()
+    assert house.rooms_crossed() == [] and house.upward_arrows() == []
+
+
+def test_words_are_those_of_the_field():
+    """The glossary of names that the house once used for itself: none is left in code, texts and help."""
+    assert house.words() == []
+
+
+def test_the_house_sees_what_is_wrong(tmp_path, monkeypatch):
+    """Planted: a room that takes from another's, a kernel that takes from a method, words of the house."""
+    wrong = {"modules/motion/borrowing.py": "from ..hspace.trace import HTrace\n",
+             "modules/host/kernel.py": "def f():\n    from .basis.edit import edit\n",
+             "modules/hspace/trace.py": "def look(places):\n    \"\"\"The identity at\n    birth.\"\"\"\n",
+             "modules/host/basis/edit.py": "FEW = 3\n"}
+    for name, text in wrong.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(house, "ROOT", tmp_path)
+    monkeypatch.setattr(house, "SOURCES", sorted(tmp_path.rglob("*.py")))
+    assert house.rooms_crossed() == ["modules/motion/borrowing.py imports from hspace"]
+    assert house.upward_arrows() == ["modules/host/kernel.py imports from host/basis"]
+    assert len(house.words()) == 3 and house.largest_file() == (3, "modules/hspace/trace.py")
 
 
 def test_importing_the_pack_is_light():

@@ -1,4 +1,4 @@
-"""HARIVO's mapping network and frame-wise tokens: what they are at birth, what they see, how they act on time."""
+"""HARIVO's mapping network and frame-wise tokens: how they begin, what they see, how they act on time."""
 from __future__ import annotations
 
 from dataclasses import replace
@@ -8,7 +8,7 @@ import torch
 from motion_examples import TINY, random_motion
 from torch.nn import functional
 
-from frozen_diffusion.modules.motion.frame_tokens import FrameTokens, moment_codes, with_frame_tokens
+from frozen_diffusion.modules.motion.frame_tokens import FrameTokens, timestamp_encoding, with_frame_tokens
 from frozen_diffusion.modules.motion.mapping import MappingNetwork
 from frozen_diffusion.modules.motion.transformer import sinusoids
 
@@ -69,7 +69,7 @@ def test_mapping_depends_on_the_timestep():
 
 
 def test_moment_codes_at_eight_frames_a_second_are_the_usual_sinusoids():
-    torch.testing.assert_close(moment_codes(torch.arange(24) / 8, 32), sinusoids(24, 32)[0])
+    torch.testing.assert_close(timestamp_encoding(torch.arange(24) / 8, 32), sinusoids(24, 32)[0])
 
 
 @torch.no_grad()
@@ -86,7 +86,8 @@ def test_tokens_are_the_last_word_at_birth_and_then_differ_by_frame():
 def test_tokens_follow_time_not_frame_numbers():
     generator, text = awake(FrameTokens(32)), noise(1, 77, 32)
     slow, fast = generator(text, torch.arange(4) / 8), generator(text, torch.arange(4) / 16)
-    torch.testing.assert_close(moment_codes(torch.tensor([0.25]), 32), moment_codes(torch.tensor([2 / 8]), 32))
+    quarter, second = (timestamp_encoding(torch.tensor([time]), 32) for time in (0.25, 2 / 8))
+    torch.testing.assert_close(quarter, second)
     assert (slow - fast).abs().max() > 1e-4
 
 

@@ -156,7 +156,7 @@ def test_diffusers_without_codes_rebuilds_them():
     state = {key: value for key, value in keys.to_diffusers(small_state()).items() if "pos_embed" not in key}
     config, weights, report = read_motion_state(state)
     assert config.max_frames == 32 and same(weights, small_state())
-    assert any("position codes" in warning for warning in report.warnings)
+    assert any("positional encoding" in warning for warning in report.warnings)
 
 
 def test_converting_refuses_what_diffusers_lacks():
@@ -164,7 +164,7 @@ def test_converting_refuses_what_diffusers_lacks():
         keys.to_diffusers(small_state(temporal_convolution=True))
     state = small_state()
     name = "mid_block.motion_modules.0.temporal_transformer.transformer_blocks.0.attention_blocks.1.pos_encoder.pe"
-    with pytest.raises(ValueError, match="position codes"):
+    with pytest.raises(ValueError, match="positional encoding"):
         keys.to_diffusers({**state, name: state[name] + 1})
 
 
@@ -242,7 +242,7 @@ def test_untrained_module_is_reported():
 
 DOWN = "down_blocks.0.motion_modules.0.temporal_transformer."
 MAP, QUERIES = "harivo.map.first.conv.weight", "harivo.tok.queries"
-CODES = DOWN + "transformer_blocks.0.attention_blocks.0.pos_encoder.pe"
+POSITIONAL_ENCODING = DOWN + "transformer_blocks.0.attention_blocks.0.pos_encoder.pe"
 OTHERS = {
     "motion LoRA": {DOWN + "transformer_blocks.0.attention_blocks.0.processor.to_q_lora.down.weight": 1},
     "domain adapter": {"down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.up.weight": 1},
@@ -287,7 +287,7 @@ def test_incomplete_weights_are_listed():
     (QUERIES, lambda x: x[:, :-1], "of wrong shape"),
     (DOWN + "proj_in.weight", lambda x: x[:-1], f"widths that it tells by {DOWN}proj_in.weight, .*of wrong shape"),
     (DOWN + "proj_in.weight", lambda x: x[:, 0], r"1 of wrong shape.*\(32,\), expected 2 or 4 dimensions"),
-    (CODES, lambda x: x[0], "1 of wrong shape.*expected 3 dimensions"),
+    (POSITIONAL_ENCODING, lambda x: x[0], "1 of wrong shape.*expected 3 dimensions"),
     ("harivo.tconv.down.0.0.conv1.weight", lambda x: x[:, :-1], "1 of wrong shape: harivo.tconv.down.0.0.conv1"),
 ])
 def test_a_damaged_shape_is_named(tmp_path, name, damage, match):

@@ -94,12 +94,12 @@ def test_clip_longer_than_the_codes_is_refused():
 def test_scattered_frames_have_the_codes_of_their_places():
     """Frames far apart are known by their places, and the first F places are what no places mean."""
     layer = random_motion().layers("down")[0].transformer
-    x, places = torch.randn(3, 32, 2, 2), torch.tensor([1, 4, 6])
+    x, frame_indices = torch.randn(3, 32, 2, 2), torch.tensor([1, 4, 6])
     codes = layer.transformer_blocks[0].attention_blocks[0].pos_encoder.pe.clone()
     assert torch.equal(layer(x, 3, torch.arange(3)), layer(x, 3))
-    moved = layer(x, 3, places)
+    moved = layer(x, 3, frame_indices)
     for attention in layer.transformer_blocks[0].attention_blocks:
-        attention.pos_encoder.pe[:, :3] = codes[:, places]
+        attention.pos_encoder.pe[:, :3] = codes[:, frame_indices]
     assert torch.equal(moved, layer(x, 3)) and not torch.equal(moved, x)
 
 
@@ -115,7 +115,7 @@ def test_frames_of_a_fresh_module_know_their_place(channels):
 
     attention = transformer.TemporalAttention(channels, 16, 8, torch.nn)
     before = part_that_knows(attention)
-    transformer.look_at_own_place(attention)
+    transformer.init_positional_attention(attention)
     assert before < 0.0005 < 0.01 < part_that_knows(attention)
 
 
@@ -123,8 +123,8 @@ def test_frames_of_a_fresh_module_know_their_place(channels):
 def test_clips_of_a_batch_do_not_mix():
     layer = random_motion().layers("down")[0]
     x = torch.randn(8, 32, 4, 4)
-    together, alone = layer(x, 4), torch.cat([layer(part, 4) for part in x.chunk(2)])
-    assert torch.allclose(together, alone, atol=1e-6)
+    together, exclusive_sampling = layer(x, 4), torch.cat([layer(part, 4) for part in x.chunk(2)])
+    assert torch.allclose(together, exclusive_sampling, atol=1e-6)
 
 
 @torch.no_grad()

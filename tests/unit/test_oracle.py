@@ -12,7 +12,16 @@ from frozen_diffusion.modules.demo.motion_oracle import classify_path, read_clip
 from frozen_diffusion.modules.demo.oracle import read_pictures
 from frozen_diffusion.modules.demo.renderer import FRAMES, SIDE, render, trajectory
 from frozen_diffusion.modules.demo.vae import SpriteVAE
-from frozen_diffusion.modules.demo.world import COLOURS, MOTIONS, PLACES, SIZES, SPRITES, TEXTURES, Scene, random_scene
+from frozen_diffusion.modules.demo.world import (
+    COLOURS,
+    MOTIONS,
+    POSITIONS,
+    SIZES,
+    SPRITES,
+    TEXTURES,
+    Scene,
+    random_scene,
+)
 
 WEIGHTS = Path(__file__).parents[2] / "weights"
 ATTRIBUTES = ("sprite", "size", "place", "colour", "texture")
@@ -30,7 +39,7 @@ def accuracy(asked, seen, attribute: str) -> float:
 def pictures():
     """48 scenes, every sprite twice; pixels [48, 3, 128, 128] and truth."""
     rng = random.Random(1)
-    scenes = [Scene(sprite, rng.choice(SIZES), rng.choice(PLACES), rng.choice(COLOURS), rng.choice(TEXTURES))
+    scenes = [Scene(sprite, rng.choice(SIZES), rng.choice(POSITIONS), rng.choice(COLOURS), rng.choice(TEXTURES))
               for sprite in SPRITES * 2]
     pixels, truth = render(scenes, generator(1))
     return scenes, pixels[:, 0], truth
@@ -109,7 +118,7 @@ def test_paths_are_told_apart_in_spite_of_measuring_errors():
     rng, noise, right = random.Random(7), generator(7), []
     for motion in MOTIONS:
         for _ in range(20):
-            scene = Scene(rng.choice(SPRITES), rng.choice(SIZES), rng.choice(PLACES), "red", "plain", motion)
+            scene = Scene(rng.choice(SPRITES), rng.choice(SIZES), rng.choice(POSITIONS), "red", "plain", motion)
             centre, width, _ = trajectory(scene, FRAMES, noise)
             path = torch.cat([centre, width.log()[:, None]], 1)
             path += torch.randn(path.shape, generator=noise) * torch.tensor([1.5, 1.5, 0.04])

@@ -106,12 +106,12 @@ def test_scattered_frames_are_in_order_and_the_same_of_every_clip(tmp_path):
     drawn = set()
     for draw in range(30):
         batch = clips.batch(5, 2, 0.0, 1, draw, scattered=True)
-        first, second = batch.places.tolist()
+        first, second = batch.frame_indices.tolist()
         assert first < second
         drawn |= {first, second}
         for latents in batch.latents:
             assert torch.equal(latents, whole[latents[0, 1, 1, 1].item()][[first, second]])
-    assert drawn == set(range(6)) and clips.batch(5, 2, 0.0, 1, 0).places is None
+    assert drawn == set(range(6)) and clips.batch(5, 2, 0.0, 1, 0).frame_indices is None
 
 
 def test_texts_of_different_lengths_are_repeated():
@@ -146,7 +146,7 @@ def test_loss_is_zero_for_the_truth_and_one_for_nothing(tmp_path, prediction):
     batch, noise = clips.batch(4, 6, 0.0, 0, 0), levels(prediction)
     x0 = 0.5 * batch.latents
 
-    def truth(x, t, text, places):
+    def truth(x, t, text, frame_indices):
         abar = noise.abar[t].float().view(-1, 1, 1, 1, 1)
         return noise.target(x0, (x - abar.sqrt() * x0) / (1 - abar).sqrt(), t)
 
@@ -157,7 +157,7 @@ def test_loss_is_zero_for_the_truth_and_one_for_nothing(tmp_path, prediction):
 
     assert loss(truth) < 1e-6 and loss(truth, 5.0) < 1e-3 and loss(truth, 5.0, pure_noise=0.5) < 1e-2
     if prediction == "eps":
-        assert loss(lambda x, t, text, places: torch.zeros_like(x)) == pytest.approx(1, abs=0.1)
+        assert loss(lambda x, t, text, frame_indices: torch.zeros_like(x)) == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
@@ -167,7 +167,7 @@ def test_pure_noise_shows_nothing_of_the_clip(tmp_path, prediction):
     list(clips.encode())
     batch, seen = clips.batch(4, 6, 0.0, 0, 0), []
 
-    def look(x, t, text, places):
+    def look(x, t, text, frame_indices):
         assert (t == 999).all()
         seen.append(x)
         return torch.zeros_like(x)
@@ -208,7 +208,7 @@ def test_ddim_finds_a_gaussian_of_known_mean(prediction, first):
     level, which is nearly all noise, and from half-noised data."""
     noise, mean, spread = levels(prediction), 2.0, 0.5
 
-    def ideal(x, t, text, places):
+    def ideal(x, t, text, frame_indices):
         abar = noise.abar[t].float().view(-1, 1, 1, 1, 1)
         a, variance = abar.sqrt(), 1 - abar
         x0 = mean + (x - a * mean) * a * spread ** 2 / (abar * spread ** 2 + variance)

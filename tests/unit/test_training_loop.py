@@ -44,9 +44,9 @@ class Task:
         value = (self.net(DATA[rows] + noise) - TARGET[rows]).square().mean()
         return value * self.fail.get(draw, 1.0), {"rows": float(len(rows))}
 
-    def run(self, settings, store=None, average=None, stop_after=None):
+    def run(self, settings, store=None, ema=None, stop_after=None):
         records = []
-        with contextlib.closing(train(self.net, self.loss, self.batches, settings, store, average)) as steps:
+        with contextlib.closing(train(self.net, self.loss, self.batches, settings, store, ema)) as steps:
             for record in steps:
                 records.append(record)
                 if record.step == stop_after:
@@ -66,8 +66,8 @@ def same(a: dict, b: dict) -> bool:
 def test_resumed_run_equals_uninterrupted_bit_for_bit(tmp_path, change, stop):
     settings = replace(SETTINGS, **change)
     whole = Task()
-    average = MovingAverage(whole.net, 0.9)
-    expected = whole.run(settings, CheckpointStore(tmp_path / "whole.safetensors"), average)
+    ema = MovingAverage(whole.net, 0.9)
+    expected = whole.run(settings, CheckpointStore(tmp_path / "whole.safetensors"), ema)
 
     store = CheckpointStore(tmp_path / "cut.safetensors")
     first = Task()
@@ -78,7 +78,7 @@ def test_resumed_run_equals_uninterrupted_bit_for_bit(tmp_path, change, stop):
     after = second.run(settings, store, resumed_average)
 
     assert same(whole.net.state_dict(), second.net.state_dict())
-    assert same(average.weights, resumed_average.weights)
+    assert same(ema.weights, resumed_average.weights)
     assert [r.loss for r in before + after] == [r.loss for r in expected]
     assert same(*(CheckpointStore(tmp_path / f"{n}.safetensors").load()[0] for n in ("whole", "cut")))
 
@@ -109,8 +109,8 @@ def test_works_inside_inference_mode_and_leaves_it_alone(tmp_path):
     for steps in (2, 4):                        # from scratch, then resumed
         task = Task()
         with torch.inference_mode():
-            average = MovingAverage(task.net)
-            for _ in train(task.net, task.loss, task.batches, TrainSettings(steps=steps), store, average):
+            ema = MovingAverage(task.net)
+            for _ in train(task.net, task.loss, task.batches, TrainSettings(steps=steps), store, ema):
                 assert torch.is_inference_mode_enabled()
     with torch.inference_mode():
         frozen = network()
@@ -235,17 +235,17 @@ def test_write_error_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
 def test_average_follows_its_formula_and_is_applied_and_undone_exactly():
     task = Task()
     expected = {name: weight.detach().double() for name, weight in task.net.named_parameters()}
-    average = MovingAverage(task.net, 0.3)
-    for record in train(task.net, task.loss, task.batches, TrainSettings(steps=6, lr=1e-2), average=average):
+    ema = MovingAverage(task.net, 0.3)
+    for record in train(task.net, task.loss, task.batches, TrainSettings(steps=6, lr=1e-2), ema=ema):
         n = record.step - 1
         decay = min(0.3, (1 + n) / (10 + n))                # the warm-up of diffusers' EMAModel
         for name, weight in task.net.named_parameters():
             expected[name] = decay * expected[name] + (1 - decay) * weight.detach().double()
-    for name, value in average.weights.items():
+    for name, value in ema.weights.items():
         assert torch.allclose(value.double(), expected[name], atol=1e-7)
     before = {name: tensor.clone() for name, tensor in task.net.state_dict().items()}
-    with average.applied(task.net):
-        assert same(dict(task.net.named_parameters()), average.weights)
+    with ema.applied(task.net):
+        assert same(dict(task.net.named_parameters()), ema.weights)
     assert same(before, task.net.state_dict())
 
 

@@ -13,7 +13,7 @@ from frozen_diffusion.modules.demo.world import (
     COLOURS,
     HELD_OUT,
     MOTIONS,
-    PLACES,
+    POSITIONS,
     RGB,
     SIZES,
     SPRITES,
@@ -35,7 +35,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def test_plain_captions_of_all_scenes_differ_and_parse_back():
-    every = [Scene(*words) for words in product(SPRITES, SIZES, PLACES, COLOURS, TEXTURES)]
+    every = [Scene(*words) for words in product(SPRITES, SIZES, POSITIONS, COLOURS, TEXTURES)]
     captions = [caption(scene) for scene in every]
     assert len(set(captions)) == len(every) == 24 * 2 * 3 * 8 * 3
     assert [parse(text) for text in captions] == every
@@ -106,7 +106,7 @@ def test_truth_agrees_with_the_pixels():
 def test_sprites_stay_visible_in_all_motions():
     """Never less than half of a sprite is in the frame, for every place, size and motion."""
     for motion in MOTIONS:
-        some = [Scene("ball", size, place, "blue", "plain", motion) for size in SIZES for place in PLACES]
+        some = [Scene("ball", size, place, "blue", "plain", motion) for size in SIZES for place in POSITIONS]
         _, truth = render(some, generator(3), FRAMES)
         whole = 0.66 * truth.width.square()                     # a ball fills about two thirds of its tile
         assert (truth.alpha.sum((2, 3, 4)) / whole).min() > 0.5, motion

@@ -25,7 +25,7 @@ from .encoder import Encoder, check_block, copy_encoder, record_call
 
 LANCZOS, OFFICIAL = "lanczos", "official"
 SOLVERS = (LANCZOS, OFFICIAL)
-MOST = 64                   # directions of one basis
+MAX_DIRECTIONS = 64                   # directions of one basis
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,14 @@ def compute_basis(model, positive, latent: Tensor, sigmas: Tensor, request: Basi
     """The basis of a latent [1, C, h, w] at noise level sigmas[0], and the solver's last record.
 
     mask [1, H, W] at any size; start: a basis to begin from; report_progress: gets a line of text a step. Fewer
-    directions than asked for come out where x or h has no more. Raises ValueError; RuntimeError if the Jacobian is broken.
+    directions than asked for come out where x or h has no more.
+
+    Raises ValueError; RuntimeError if the Jacobian is broken.
     """
     encoder, sigma = encoder_of(model, positive, latent, sigmas, request.block, request.network_timestep)
     jacobian = jacobian_of(encoder, mask, request.mask_space)
     jacobian.check_adjoint()
-    rank = min(request.rank, MOST, jacobian.n, jacobian.m)
+    rank = min(request.rank, MAX_DIRECTIONS, jacobian.n, jacobian.m)
     if request.solver == LANCZOS:
         steps = lanczos(jacobian, rank, request.tolerance, seed=request.seed, start=None if start is None else start.V)
         total = expected_products(rank)
@@ -68,13 +70,13 @@ def compute_basis(model, positive, latent: Tensor, sigmas: Tensor, request: Basi
     for step in steps:
         bar.update_absolute(min(step.products, total), max(total, step.products))
         report_progress(f"{step.products} products; {angle_in_words(step.angle, step.residuals, step.converged)}")
-    about = {**weights_told(model, options_of(positive)), "solver": request.solver, "products": str(step.products),
+    provenance = {**weights_told(model, options_of(positive)), "solver": request.solver, "products": str(step.products),
              "converged": str(step.converged), "angle": f"{step.angle:.3g}", "masked": str(mask is not None),
              "derivative": "central differences" if jacobian.difference else "forward mode", "block": request.block,
              "prompt": fingerprint(*(text for text, _ in positive)), "latent": fingerprint(latent)}
     if request.network_timestep is not None:
-        about["network_timestep"] = f"{request.network_timestep:g}"
-    return latent_basis(step.found, timestep(model, sigma), sigma, about), step
+        provenance["network_timestep"] = f"{request.network_timestep:g}"
+    return latent_basis(step.found, timestep(model, sigma), sigma, provenance), step
 
 
 def encoder_of(model, positive, latent: Tensor, sigmas: Tensor, block: str = MIDDLE,
@@ -120,7 +122,8 @@ def notes(basis: LatentBasis, model, positive, t: float) -> str:
     if abs(t - basis.t) > 1:
         text += f"\nNote: the basis was computed at t {basis.t:.0f}, the latent is at {t:.0f}."
     told = weights_told(model, options_of(positive))
-    if different_models([basis.about, told]) or not same_hooks(basis.about.get("hooks", ""), told.get("hooks", "")):
+    hooks = [provenance.get("hooks", "") for provenance in (basis.provenance, told)]
+    if different_models([basis.provenance, told]) or not same_hooks(*hooks):
         text += "\nNote: the basis was computed on another model, or with other LoRAs."
     return text
 
@@ -151,7 +154,7 @@ def direction_between(model, positive_a, positive_b, latent: Tensor, sigmas: Ten
         found = prompt_direction(difference.cpu(), basis)
         v, told = found.v, f"coverage {found.coverage:.2f} of the basis"
     u = difference.cpu() / difference.norm().cpu()
-    about = {**weights_told(model, options_of(positive_a)), "solver": PROMPT, "block": block}
+    provenance = {**weights_told(model, options_of(positive_a)), "solver": PROMPT, "block": block}
     t = timestep(model, sigma)
     told = f"direction between two prompts: {told}" + ("" if basis is None else notes(basis, model, positive_a, t))
-    return one_direction(v, u, t, sigma, about), told
+    return one_direction(v, u, t, sigma, provenance), told

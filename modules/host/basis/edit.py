@@ -23,7 +23,7 @@ from ...basis.guidance import (
     restore_norm,
     x_space_guidance,
 )
-from ...basis.transport import NOTHING, WEAK, subtract_complement
+from ...basis.transport import WEAK, ZERO_NORM, subtract_complement
 from ..calls import without_guidance
 from ..guiders import guider_of
 from .compute import first_level, notes, timestep
@@ -97,7 +97,7 @@ def directions(basis: LatentBasis, chosen: Sequence[int], complement: LatentBasi
         return V, ""
     V, left = subtract_complement(V, complement)
     shares = {index: share for index, share in zip(chosen, left.tolist(), strict=True)}
-    gone = [str(index) for index, share in shares.items() if share <= NOTHING]
+    gone = [str(index) for index, share in shares.items() if share <= ZERO_NORM]
     if gone:
         raise ValueError(f"Nothing is left of direction {', '.join(gone)} without the complement's directions: it lies "
                          "in them. Choose another direction, or a complement with fewer directions.")

@@ -28,7 +28,7 @@ from ..guiders import guider_of
 from ..weights import PREFIX, merged_weights
 
 CONTROLLED = ("input", "middle", "output")       # the host's names of where ControlNets and T2I-Adapters add
-ROOM = 2                    # times the copy's weights that are made free for it: weights and activations
+COPY_FACTOR = 2                    # times the copy's weights that are made free for it: weights and activations
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def copy_encoder(model, block: str = MIDDLE, hooked: Mapping[str, list] | None =
         unet.load_state_dict({key.removeprefix(PREFIX): weight for key, weight in weights.items()}, assign=True)
         device = comfy.model_management.get_torch_device()
         size = sum(weight.numel() * weight.element_size() for weight in unet.parameters())
-        comfy.model_management.free_memory(ROOM * size, device)
+        comfy.model_management.free_memory(COPY_FACTOR * size, device)
         unet = unet.to(device)
     return unet.eval().requires_grad_(False)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...files.provenance import same_model, tells_weights
 from ...hspace.slerp import angles, inject, norms
-from ...hspace.trace import FAR, H, HTrace, TraceError, check_channels, skip
+from ...hspace.trace import FAR_STEP, H, HTrace, TraceError, check_channels, skip
 from ..calls import Chunk, chunks_of
 from ..weights import hooks_identity, model_identity, same_hooks
 
@@ -49,44 +49,44 @@ class Capture:
 
     batch: int
     size: tuple[int, int]                       # of the latents, to tell crops
-    places: tuple[str, ...] = (H,)
+    feature_names: tuple[str, ...] = (H,)
     sums: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, Tensor] = field(default_factory=dict)
     seen: dict[tuple, Tensor] = field(default_factory=dict)     # rows by place, conditioning and items
 
-    def add(self, place: str, x: Tensor, options: Mapping) -> None:
-        if place not in self.places or tuple(options["original_shape"][-2:]) != self.size:
+    def add(self, feature_name: str, x: Tensor, options: Mapping) -> None:
+        if feature_name not in self.feature_names or tuple(options["original_shape"][-2:]) != self.size:
             return
-        if place not in self.sums:
-            self.sums[place] = torch.zeros(self.batch, *x.shape[1:])
-            self.counts[place] = torch.zeros(self.batch)
+        if feature_name not in self.sums:
+            self.sums[feature_name] = torch.zeros(self.batch, *x.shape[1:])
+            self.counts[feature_name] = torch.zeros(self.batch)
         for chunk in chunks_of(len(x), options):
             if not chunk.extra and chunk.of_prompt("Recording h-space"):
-                self.add_rows(place, chunk, x[chunk.rows].float().cpu())
+                self.add_rows(feature_name, chunk, x[chunk.rows].float().cpu())
 
-    def add_rows(self, place: str, chunk: Chunk, rows: Tensor) -> None:
+    def add_rows(self, feature_name: str, chunk: Chunk, rows: Tensor) -> None:
         """Add the features of a prompt's pictures. Raises TraceError if the prompt was there before with others."""
         if max(chunk.items) >= self.batch:
             raise TraceError(f"The U-Net was called with {len(rows)} rows for one prompt, the batch has {self.batch} "
                              "pictures. Another node adds rows of its own; take it away to record h-space.")
-        before = self.seen.setdefault((place, chunk.conditioning, chunk.items), rows)
+        before = self.seen.setdefault((feature_name, chunk.conditioning, chunk.items), rows)
         if before is not rows:
             if (before - rows).norm() > REPEATED * before.norm():
                 raise TraceError("The U-Net was called more than once for the same prompt in one step, with different "
                                  "results: a guidance that is not known here. Take it away to record h-space.")
             return
         items = torch.tensor(chunk.items)
-        self.sums[place].index_add_(0, items, rows)
-        self.counts[place].index_add_(0, items, torch.ones(len(items)))
+        self.sums[feature_name].index_add_(0, items, rows)
+        self.counts[feature_name].index_add_(0, items, torch.ones(len(items)))
 
     def take(self) -> dict[str, Tensor]:
         """[B, C, H, W] by place. Raises TraceError if something was not seen."""
-        for place in self.places:
-            if place not in self.sums or not self.counts[place].all():
+        for feature_name in self.feature_names:
+            if feature_name not in self.sums or not self.counts[feature_name].all():
                 raise TraceError("The middle block was not seen for every picture of the batch. A node that skips deep "
                                  "blocks (DeepCache and its like) or a prompt for a region only is in the way; take it "
                                  "away to record or inject h-space.")
-        return {place: total / self.counts[place].view(-1, 1, 1, 1) for place, total in self.sums.items()}
+        return {name: total / self.counts[name].view(-1, 1, 1, 1) for name, total in self.sums.items()}
 
 
 @dataclass
@@ -111,22 +111,22 @@ class Injection:
     ratios: list[float] = field(default_factory=list)
     warned: set[str] = field(default_factory=set)
 
-    def blend(self, place: str, x: Tensor, options: Mapping) -> Tensor:
+    def blend(self, feature_name: str, x: Tensor, options: Mapping) -> Tensor:
         """`x` with the content blended in; what is not asked for stays exactly."""
-        gamma = self.gamma if place == H else self.gamma_skips
-        parts = [part for part in self.trace.parts if place in part.features or len(part.features) == 1]
+        gamma = self.gamma if feature_name == H else self.gamma_skips
+        parts = [part for part in self.trace.parts if feature_name in part.features or len(part.features) == 1]
         if not gamma or not parts:              # a trace of h alone is told that gamma_skips needs more
             return x
         x = x.clone()
         for chunk in chunks_of(len(x), options):        # an extra call of a guidance is like the guider's own
             if self.apply_to == BOTH or chunk.of_prompt(f"apply_to {self.apply_to}") == (self.apply_to == COND):
                 for part in parts:
-                    x[chunk.rows] = self.blend_part(place, x[chunk.rows], part, chunk.items, gamma)
+                    x[chunk.rows] = self.blend_part(feature_name, x[chunk.rows], part, chunk.items, gamma)
         return x
 
-    def blend_part(self, place: str, x: Tensor, part: HTrace, items: Sequence[int], gamma: float) -> Tensor:
-        content = self.content(place, x, part, items)
-        if place == H:
+    def blend_part(self, feature_name: str, x: Tensor, part: HTrace, items: Sequence[int], gamma: float) -> Tensor:
+        content = self.content(feature_name, x, part, items)
+        if feature_name == H:
             found = angles(x, content).tolist()
             self.angles += found
             if max(found) > OPPOSITE:
@@ -134,10 +134,10 @@ class Injection:
         mask = None if part.mask is None else self.mask(part, x, items)
         return inject(x, content, min(1.0, gamma * part.strength), mask, self.norm_mode == MASKED)
 
-    def content(self, place: str, x: Tensor, part: HTrace, items: Sequence[int]) -> Tensor:
+    def content(self, feature_name: str, x: Tensor, part: HTrace, items: Sequence[int]) -> Tensor:
         """The recorded features for these rows [n, C, H, W], at x's size."""
-        check_channels(part, place, x.shape[1])
-        recorded = part.features[place][part.nearest(self.time)]
+        check_channels(part, feature_name, x.shape[1])
+        recorded = part.features[feature_name][part.nearest(self.time)]
         content = self.rows(recorded, items, "pictures in the trace").to(x)
         if content.shape[2:] != x.shape[2:]:
             sizes = f"{content.shape[3]}x{content.shape[2]} and {x.shape[3]}x{x.shape[2]}"
@@ -178,8 +178,8 @@ class HSpaceTap:
     def __call__(self, h: Tensor, coming: Tensor, options: Mapping) -> tuple[Tensor, Tensor]:
         number = options["block"][1]
         if self.capture is not None:
-            for place, x in ((H, h), (skip(0), coming)) if number == 0 else ((skip(number), coming),):
-                self.capture.add(place, x, options)
+            for feature_name, x in ((H, h), (skip(0), coming)) if number == 0 else ((skip(number), coming),):
+                self.capture.add(feature_name, x, options)
         if self.injection is not None:
             if number == 0:
                 self.injection.calls += 1
@@ -196,8 +196,8 @@ def with_first_patch(model_options: Mapping, patch, after_run: bool = False) -> 
     patches = options.setdefault("transformer_options", {}).setdefault("patches", {})
     others = patches.get("output_block_patch", [])
     ours = [getattr(getattr(other, "__self__", other), "of_run", False) for other in others]
-    place = [*ours, False].index(False) if after_run else 0
-    patches["output_block_patch"] = [*others[:place], patch, *others[place:]]
+    feature_name = [*ours, False].index(False) if after_run else 0
+    patches["output_block_patch"] = [*others[:feature_name], patch, *others[feature_name:]]
     return options
 
 
@@ -206,13 +206,14 @@ def check_model(trace: HTrace, model, check: str, prompts: Sequence[Mapping] | N
 
     prompts: options of the conditionings of the prompt, for the LoRA hooks on them; None: not known yet.
     """
-    for about in [part.about for part in trace.parts if check != SHAPES and "model" in part.about]:
-        if not tells_weights(about["model"]):
+    for provenance in [part.provenance for part in trace.parts if check != SHAPES and "model" in part.provenance]:
+        if not tells_weights(provenance["model"]):
             logging.warning("Frozen Diffusion: the trace is of an older version of the pack; whether it was recorded "
                             "on this MODEL cannot be checked.")
             continue
-        hooks = about.get("hooks", "") if prompts is None else hooks_identity(prompts)
-        if not same_model(about["model"], model_identity(model)) or not same_hooks(about.get("hooks", ""), hooks):
+        hooks = provenance.get("hooks", "") if prompts is None else hooks_identity(prompts)
+        same = same_model(provenance["model"], model_identity(model))
+        if not same or not same_hooks(provenance.get("hooks", ""), hooks):
             raise TraceError("The trace was recorded on another model (or with other LoRAs, or LoRA hooks on its "
                              "prompt) than the one that is sampled. Record it with this MODEL, or set check to "
                              "\"shapes only\" if you mean it.")
@@ -222,7 +223,7 @@ def check_steps(trace: HTrace, times: Sequence[float], check: str) -> None:
     """Raises TraceError (strict) for a trace of another grid; warns of a far coarser grid. times: timesteps."""
     for part in trace.parts:
         gap = part.gap(times)
-        if gap > FAR or (check == STRICT and gap > 1e-3):
+        if gap > FAR_STEP or (check == STRICT and gap > 1e-3):
             text = (f"The trace's steps are up to {gap:.1%} of the schedule away from the sampled ones. Use the "
                     "sigmas of Invert (DDIM), or record with more steps")
             if check == STRICT:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...hspace.fixed_point import FixedPoint
 from ...hspace.steps import euler, timestep_grid
-from ...hspace.trace import INVERSION, HTrace, TraceError, places, psnr
+from ...hspace.trace import INVERSION, HTrace, TraceError, feature_names, psnr
 from ..bottleneck import check_bottleneck
 from ..calls import prompts_of, with_roles
 from ..guiders import check_keyframes, guider_of, options_of
@@ -21,7 +21,7 @@ from ..weights import fingerprint, weights_told
 from .capture import Capture, HSpaceTap, check_deep_skips, with_first_patch
 from .sampling import REPORT, InjectionReport
 
-DENOISED = "denoised"       # beside the places of h-space
+DENOISED = "denoised"       # beside the features of h-space
 CLOSE = 1e-3                # of a noise level, by which schedulers round
 LEAST_SNR = 1e-5            # of the last noise level of an inversion: beyond it nothing of the picture is left
 
@@ -116,7 +116,7 @@ class Recorder:
     """Wraps the model options of a run; gathers what the first steps of the decoder see, call by call."""
 
     def __init__(self, batch: int, size: tuple[int, int], deep_skips: int, dtype: torch.dtype = torch.float16):
-        self.places = places(deep_skips)
+        self.feature_names = feature_names(deep_skips)
         self.batch, self.size, self.dtype = batch, size, dtype
         self.tap = HSpaceTap()
         self.steps: list[dict[str, Tensor]] = []
@@ -133,7 +133,7 @@ class Recorder:
 
     def look(self, call):
         """(what `call()` gives, the Capture of what it shows of h-space)."""
-        self.tap.capture = Capture(self.batch, self.size, self.places)
+        self.tap.capture = Capture(self.batch, self.size, self.feature_names)
         try:
             result = call()
         finally:
@@ -142,15 +142,15 @@ class Recorder:
 
     def keep(self, time: float, features: Mapping[str, Tensor]) -> None:
         """Features [B, C, H, W] by place as the step of a timestep."""
-        self.steps.append({place: value.to(self.dtype) for place, value in features.items()})
+        self.steps.append({feature_name: value.to(self.dtype) for feature_name, value in features.items()})
         self.times.append(time)
 
-    def trace(self, about: dict[str, str]) -> HTrace:
+    def trace(self, provenance: dict[str, str]) -> HTrace:
         """What was recorded. Raises TraceError if no step was."""
         if not self.steps:
             raise TraceError("No step was sampled, so there is nothing to record. Connect sigmas of at least one step.")
-        features = {place: torch.stack([step[place] for step in self.steps]) for place in self.places}
-        return HTrace(features, tuple(self.times), about)
+        features = {name: torch.stack([step[name] for step in self.steps]) for name in self.feature_names}
+        return HTrace(features, tuple(self.times), provenance)
 
 
 class DDIMInversion(comfy.samplers.Sampler):
@@ -225,7 +225,7 @@ def at_level(picture: Tensor, sigma: float) -> Tensor:
 
 def without_denoised(seen: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The features alone of what the network showed."""
-    return {place: value for place, value in seen.items() if place != DENOISED}
+    return {feature_name: value for feature_name, value in seen.items() if feature_name != DENOISED}
 
 
 def check_invertible(model, positive, latent: Tensor) -> None:
@@ -260,10 +260,10 @@ def invert(model, positive, latent: Tensor, steps: int, deep_skips: int = 0, ref
     if way_back:
         again = guider_of(model, positive).sample(zeros, noise, comfy.samplers.sampler_object("euler"), levels.down,
                                                   callback=callback, disable_pbar=True, seed=0).to(device)
-    about = {**weights_told(model, options_of(positive)), "from": INVERSION,
+    provenance = {**weights_told(model, options_of(positive)), "from": INVERSION,
              "steps": str(len(levels.times)), "latent": fingerprint(latent),
              "prompt": fingerprint(*(text for text, _ in positive))}
-    return Inversion(noise, recorder.trace(about), levels.down, again)
+    return Inversion(noise, recorder.trace(provenance), levels.down, again)
 
 
 def report_text(inversion: Inversion, latent: Tensor, picture: tuple[Tensor, Tensor] | None = None) -> str:
@@ -295,10 +295,10 @@ def record_run(noise, guider, sampler, sigmas: Tensor, latent: dict, deep_skips:
                            RecordingSampler(sampler, recorder, report), sigmas, denoise_mask=latent.get("noise_mask"),
                            callback=callback, disable_pbar=True, seed=noise.seed)
     prompts = prompts_of(guider)
-    about = {**weights_told(guider.model_patcher, prompts), "from": "sampling", "seed": str(noise.seed),
+    provenance = {**weights_told(guider.model_patcher, prompts), "from": "sampling", "seed": str(noise.seed),
              "steps": str(len(sigmas) - 1), "latent": fingerprint(samples),
              "prompt": fingerprint(*(cond.get("cross_attn") for cond in prompts))}
-    return result.to(comfy.model_management.intermediate_device()), recorder.trace(about), report
+    return result.to(comfy.model_management.intermediate_device()), recorder.trace(provenance), report
 
 
 class RecordingSampler(comfy.samplers.Sampler):

@@ -32,7 +32,7 @@ from .capture import BOTH, MASKED, MODEL, HSpaceTap, Injection, check_model, che
 from .shared_encoder import SharedEncoder
 
 REPORT, LIGHT = "frozen_h_space_report", "frozen_inject_h_space"
-FEW = 8                     # injected steps below which little can come of it
+FEW_STEPS = 8                     # injected steps below which little can come of it
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,10 @@ def sample_with_injection(model, x: Tensor, sigmas: Tensor, extra_args: dict | N
 
 def warn_of_weak_settings(trace: HTrace, injected: int, batch: int, cfg: float) -> None:
     """Log what runs, but hardly as somebody wanted it."""
-    if 0 < injected < FEW:
+    if 0 < injected < FEW_STEPS:
         logging.warning("Frozen Diffusion: only %d steps are injected; content hardly comes through. Take more steps "
                         "or a lower t_edit.", injected)
-    if injected and cfg > 1 and trace.about.get("from") == INVERSION:
+    if injected and cfg > 1 and trace.provenance.get("from") == INVERSION:
         logging.warning("Frozen Diffusion: cfg is %g with an inverted picture; inversion is without guidance, so the "
                         "picture itself does not come back. Use cfg 1 to keep it.", cfg)
     if (most := max(part.batch for part in trace.parts)) > batch:
@@ -115,7 +115,7 @@ def check_released_grid(times: Sequence[float], settings: InjectionSettings) -> 
     """Raises ValueError for steps that hardly meet the grid on which the released script injects."""
     points = [point for point in timestep_grid(settings.replace_steps)
               if settings.t_edit <= point and min(times, default=T) <= point <= max(times, default=0)]
-    if (met := sum(injected_steps(times, settings))) < min(FEW, len(points)):
+    if (met := sum(injected_steps(times, settings))) < min(FEW_STEPS, len(points)):
         raise ValueError("The official script injects only where the sampled steps meet its grid of replace_steps "
                          f"({settings.replace_steps}) timesteps; these meet it at {met} of {len(points)}. Use the "
                          "sigmas of Invert (DDIM) with 50 or 1000 steps, or choose preset paper or custom, which take "

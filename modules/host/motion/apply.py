@@ -144,7 +144,7 @@ def eject(patcher) -> None:
 
 
 @contextmanager
-def alone(unet: torch.nn.Module, source: str) -> Iterator[None]:
+def exclusive_sampling(unet: torch.nn.Module, source: str) -> Iterator[None]:
     """For the length of a sampling with the motion module `source`: no other one may take its layers out of the U-Net.
 
     The mark is on the U-Net, which clones of a MODEL share. Layers without it are left over from a run that ended.
@@ -188,7 +188,7 @@ class MotionSampling:
         if handler := guider.model_options.get("context_handler"):
             guider.model_options = {**guider.model_options, "context_handler": windows_over_batch(handler)}
         options[MOTION] = self.prepare(noise, guider)
-        with alone(unet, self.source):
+        with exclusive_sampling(unet, self.source):
             try:
                 return executor(noise, *args, **kwargs)
             finally:
@@ -246,7 +246,7 @@ class MotionSampling:
 
     def add_tokens(self, context: Tensor, frames: int, transformer_options: Mapping) -> Tensor:
         """context [(n b f), L, D], n chunks of cond and uncond, with the tokens of its frames: [(n b f), L + K, D]."""
-        full = self.module.add_tokens(context, moments(frames, self.fps, transformer_options).to(context.device))
+        full = self.module.add_tokens(context, timestamps(frames, self.fps, transformer_options).to(context.device))
         if self.config.frame_tokens and not self.negative_tokens:
             for chunk in chunks_of(len(context), transformer_options):
                 if not chunk.of_prompt("negative_tokens off"):
@@ -262,7 +262,7 @@ class MotionSampling:
         return self.mapping == EVERY_STEP
 
 
-def moments(frames: int, fps: float, transformer_options: Mapping) -> Tensor:
+def timestamps(frames: int, fps: float, transformer_options: Mapping) -> Tensor:
     """Seconds [frames] from the beginning of the whole clip, also inside one of the host's context windows."""
     return torch.tensor(frames_of_call(frames, transformer_options)) / fps
 

@@ -61,12 +61,12 @@ def report_text(loaded: LoadedMotion, report: MotionReport) -> str:
     return "\n".join(lines + [f"Warning: {warning}" for warning in report.warnings])
 
 
-def save_motion(loaded: LoadedMotion, prefix: str, about: Mapping[str, str]) -> Path:
+def save_motion(loaded: LoadedMotion, prefix: str, metadata: Mapping[str, str]) -> Path:
     """Write a motion module into the host's output folder under the next free number; returns the path.
 
     Raises OSError when it cannot be written, and leaves nothing behind then.
     """
     path = next_file(prefix)
-    told = {**loaded.metadata, **{key: text for key, text in about.items() if text}}
+    told = {**loaded.metadata, **{key: text for key, text in metadata.items() if text}}
     write_motion_file(path, loaded.module, told)
     return path

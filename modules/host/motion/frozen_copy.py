@@ -25,7 +25,7 @@ H_LAYER = -1                # of the bottleneck's two residual layers: HARIVO's 
 WATCHED_ATTENTIONS = 2      # of the decoder, the last ones: HARIVO's TRS loss as DPIDM has it
 
 
-class PrivateUNet:
+class FrozenCopy:
     """The copy with a motion module in it, as a predictor of clips.
 
     Args:
@@ -58,19 +58,20 @@ class PrivateUNet:
             recompute_in_backward(self.unet)
         self.watched = WatchedFeatures(self.unet, frames) if watch else None
 
-    def __call__(self, x: Tensor, t: Tensor, text: Text, places: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, text: Text, frame_indices: Tensor | None = None) -> Tensor:
         """x [B, F, 4, h, w], t [B], B texts -> what the model predicts, of x's shape.
 
-        places [F]: of these frames in their clips, None = the first F.
+        frame_indices [F]: of these frames in their clips, None = the first F.
         """
         frames = x.shape[1]
         y = self.base.encode_adm(pooled_output=text.pooled, device=x.device, height=8 * x.shape[-2],
                                  width=8 * x.shape[-1], prompt_type="positive")
-        run = replace(self.run, frames=frames, places=places)
+        run = replace(self.run, frames=frames, frame_indices=frame_indices)
         options = motion_options(run) | {"optimized_attention_override": attend}
         times = t.float().repeat_interleave(frames)                             # [(b f)]
         context = text.tokens.to(x).repeat_interleave(frames, dim=0)            # [(b f), L, D]
-        seconds = (torch.arange(frames) if places is None else places).to(x.device) / self.module.config.fps
+        indices = torch.arange(frames) if frame_indices is None else frame_indices
+        seconds = indices.to(x.device) / self.module.config.fps
         with self.watched or nullcontext():
             predicted = self.unet(
                 self.module.map_noise(x.flatten(0, 1), times, frames),          # [(b f), 4, h, w]
@@ -93,40 +94,41 @@ class PrivateUNet:
 
 
 class WatchedFeatures:
-    """Listens to a U-Net inside a `with` block: bottleneck, and queries and keys of the last self-attentions.
+    """Captures features of a U-Net inside a `with` block: bottleneck, and queries and keys of the last self-attentions.
 
-    Outside of the block it is deaf, so a recomputation in the backward pass changes nothing that was heard.
+    Outside of the block nothing is captured, so that a recomputation in the backward pass changes nothing.
     """
 
     def __init__(self, unet: nn.Module, frames: int):
-        self.frames, self.hearing, self.heard = frames, False, {}
+        self.frames, self.capturing, self.captured = frames, False, {}
         blocks = [block for part in unet.output_blocks for layer in part if isinstance(layer, SpatialTransformer)
                   for block in layer.transformer_blocks]
         self.attentions = [block.attn1 for block in blocks[-WATCHED_ATTENTIONS:]]
-        self.listen("h", [layer for layer in unet.middle_block if isinstance(layer, ResBlock)][H_LAYER])
+        self.watch_output("h", [layer for layer in unet.middle_block if isinstance(layer, ResBlock)][H_LAYER])
         for number, attention in enumerate(self.attentions):
-            self.listen(f"q{number}", attention.to_q)
-            self.listen(f"k{number}", attention.to_k)
+            self.watch_output(f"q{number}", attention.to_q)
+            self.watch_output(f"k{number}", attention.to_k)
 
-    def listen(self, name: str, layer: nn.Module) -> None:
-        def hear(_, inputs, output):
-            if self.hearing:
-                self.heard[name] = output
+    def watch_output(self, name: str, layer: nn.Module) -> None:
+        def capture(_, inputs, output):
+            if self.capturing:
+                self.captured[name] = output
 
-        layer.register_forward_hook(hear)
+        layer.register_forward_hook(capture)
 
     def __enter__(self):
-        self.hearing = True
+        self.capturing = True
 
     def __exit__(self, *_):
-        self.hearing = False
+        self.capturing = False
 
     def features(self) -> Features:
         """Of the last pass. h [B, F, C]; q and k [B, F, heads, N, d]."""
         def heads(name: str, attention: nn.Module) -> Tensor:
-            return self.heard[name].unflatten(-1, (attention.heads, -1)).transpose(1, 2).unflatten(0, (-1, self.frames))
+            split = self.captured[name].unflatten(-1, (attention.heads, -1)).transpose(1, 2)    # [(B F), heads, N, d]
+            return split.unflatten(0, (-1, self.frames))
 
-        return Features(self.heard["h"].mean((2, 3)).unflatten(0, (-1, self.frames)),
+        return Features(self.captured["h"].mean((2, 3)).unflatten(0, (-1, self.frames)),
                         [(heads(f"q{number}", attention), heads(f"k{number}", attention))
                          for number, attention in enumerate(self.attentions)])
 

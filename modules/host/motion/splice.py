@@ -30,13 +30,13 @@ class MotionRun:
         strength: how much of a layer's change is added; 0 leaves the features untouched, bit for bit.
         sigmas: (highest, lowest) noise level at which the layers act.
         pooled: whether the U-Net's ResBlock norms and final norm see all frames of a clip at once.
-        places: [frames], which frames of their clip these are; None = the first ones.
+        frame_indices: [frames], which frames of their clip these are; None = the first ones.
     """
     frames: int
     strength: float = 1.0
     sigmas: tuple[float, float] = EVER
     pooled: bool = False
-    places: Tensor | None = None
+    frame_indices: Tensor | None = None
 
     @property
     def active(self) -> bool:
@@ -57,7 +57,7 @@ class MotionSlot(nn.Module):
                                "options of `motion_options`, or sample through the node Apply Motion Module.")
         if not run.active:
             return x
-        y = self.layer(x, run.frames, run.places)
+        y = self.layer(x, run.frames, run.frame_indices)
         return y if run.strength == 1 else torch.lerp(x, y, run.strength)
 
 
@@ -71,7 +71,7 @@ def motion_options(run: MotionRun) -> dict[str, object]:
     return {MOTION: run, "patches": {"forward_timestep_embed_patch": [(MotionSlot, call_slot)]}}
 
 
-def places(unet: nn.Module) -> dict[str, list[tuple[nn.Module, str, int]]]:
+def insertion_points(unet: nn.Module) -> dict[str, list[tuple[nn.Module, str, int]]]:
     """Where the layers belong: (block, name of the child to follow, channels) for "down", "mid" and "up".
 
     After the last SpatialTransformer of a block, else after its first ResBlock; blocks with neither are
@@ -94,16 +94,16 @@ def parts(unet: nn.Module) -> dict[str, list[nn.Module]]:
 
 
 def widths(config: MotionConfig) -> dict[str, list[int]]:
-    """Channels of every layer of a motion module, in the order of `places`."""
+    """Channels of every layer of a motion module, in the order of `insertion_points`."""
     return {"down": [width for width in config.channels for _ in range(DOWN_LAYERS)],
             "mid": [config.channels[-1]] if config.mid else [],
             "up": [width for width in reversed(config.channels) for _ in range(UP_LAYERS)]}
 
 
 def check_fit(unet: nn.Module, config: MotionConfig) -> None:
-    """Raises ValueError if the layers do not fit the U-Net's places one by one."""
+    """Raises ValueError if the layers do not fit the U-Net's insertion points one by one."""
     wanted = widths(config)
-    for part, found in places(unet).items():
+    for part, found in insertion_points(unet).items():
         channels = [width for *_, width in found]
         if wanted[part] != channels and (part != "mid" or wanted[part]):
             raise ValueError(f"The motion module has layers of width {wanted[part]} for the {part} blocks of "
@@ -118,7 +118,7 @@ def splice(unet: nn.Module, module: MotionModule) -> None:
     if any(isinstance(part, MotionSlot) for part in unet.modules()):
         raise ValueError("This U-Net already carries motion layers. Take them out with unsplice first.")
     check_fit(unet, module.config)
-    for part, found in places(unet).items():
+    for part, found in insertion_points(unet).items():
         for (block, name, _), layer in zip(found, module.layers(part), strict=False):     # middle may be bare
             insert_after(block, name, MotionSlot(layer))
 

@@ -29,7 +29,7 @@ from ..files import cache_folder
 from ..noise_levels import noise_levels
 from ..weights import check_trainable, model_identity
 from .apply import FAMILIES, LoadedMotion, check_family, hold_motion
-from .frozen_copy import PrivateUNet
+from .frozen_copy import FrozenCopy
 from .schedule import AUTO, with_schedule
 
 SAMPLE_STEPS, SAMPLE_CFG = 20, 5.0
@@ -68,6 +68,7 @@ class MotionTraining:
                              f"{self.config.text_channels}. Connect the CLIP of the image model's checkpoint.")
         self.clips = EncodedClips(source, self.codec, cache or cache_folder("clips"))
         self.losses: list[float] = []
+        self.steps, self.sample_every = recipe.steps, recipe.sample_every
 
     def encode(self) -> Iterator[tuple[int, int]]:
         """Latents and text of all clips; yields (done, total). Quick where the cache has them."""
@@ -84,22 +85,22 @@ class MotionTraining:
             self.module, self.taken = build_module(self.config, recipe.seed, self.warm)
             if recipe.lora_rank:
                 adapt_attentions(self.module, recipe.lora_rank, recipe.seed)
-            self.predict = PrivateUNet(self.model, self.module, self.frames, recipe.precision == "bf16",
+            self.predict = FrozenCopy(self.model, self.module, self.frames, recipe.precision == "bf16",
                                        recipe.gradient_checkpointing, watch=bool(recipe.trs or recipe.dc))
             self.trained = nn.ModuleDict({"motion": self.module})
             if recipe.dc and recipe.dc_head == "mlp":
                 self.trained["head"] = fresh_head(self.bottleneck, recipe.seed).to(self.predict.device)
-            self.average = MovingAverage(self.trained, recipe.ema)
+            self.ema = MovingAverage(self.trained, recipe.ema)
 
     def records(self) -> Iterator[StepRecord]:
         """Train; see `loop.train`. Closing it, or an interrupt, leaves a checkpoint to resume from."""
         self.prepare()
         recipe = self.recipe
-        store = CheckpointStore(self.checkpoint, self.about(), BEFORE_CHOICES) if self.checkpoint else None
+        store = CheckpointStore(self.checkpoint, self.provenance(), BEFORE_CHOICES) if self.checkpoint else None
         if store and store.exists() and not self.resume:
             store.path.replace(store.path.with_suffix(".previous.safetensors"))
         if store and store.exists() and self.is_image_model(then := store.facts()["about"].get("image model")):
-            store.about["image model"] = then
+            store.provenance["image model"] = then
         self.losses = store.losses() if store else []
         loss = denoising_loss(self.predict, self.levels, self.predict.latents_in, self.predict.device,
                               recipe.snr_limit, recipe.noise_shift, recipe.pure_noise)
@@ -110,7 +111,7 @@ class MotionTraining:
             head = self.trained["head"] if "head" in self.trained else unit_length
             loss = TotalLoss(loss, self.predict.features, trainable(self.module).values(), memory, recipe.trs,
                              recipe.trs_from, recipe.dc, head, recipe.accumulate, recipe.dc_negatives)
-        steps = train(self.trained, loss, self.batch, recipe.settings(), store, self.average, self.rate, memory)
+        steps = train(self.trained, loss, self.batch, recipe.settings(), store, self.ema, self.rate, memory)
         with contextlib.closing(steps):
             for record in steps:
                 self.losses.append(record.loss)
@@ -137,7 +138,7 @@ class MotionTraining:
         """Channels of the U-Net's middle block."""
         return self.config.channels[-1]
 
-    def about(self) -> dict[str, str]:
+    def provenance(self) -> dict[str, str]:
         """What a checkpoint must agree on to be resumed here."""
         recipe, start = self.recipe, "scratch"
         contrast = {"DC negatives": recipe.dc_negatives, "DC head": recipe.dc_head} if recipe.dc else {}
@@ -161,7 +162,7 @@ class MotionTraining:
         shape = (1, self.recipe.reach(self.clips.source.settings.frames), *self.clips.latents(0).shape[1:])
         noise = torch.randn(shape, generator=stream("sample", self.recipe.seed)).to(device)
         with torch.inference_mode(False), torch.no_grad(), autocast(device, self.recipe.precision), \
-                self.average.applied(self.trained):
+                self.ema.applied(self.trained):
             for estimate in ddim(self.predict, self.levels, noise, self.text, self.empty, SAMPLE_STEPS,
                                  SAMPLE_CFG):
                 comfy.model_management.throw_exception_if_processing_interrupted()
@@ -171,16 +172,16 @@ class MotionTraining:
 
     def result(self) -> LoadedMotion:
         """The averaged weights as a MOTION_MODULE."""
-        with torch.inference_mode(False), torch.no_grad(), self.average.applied(self.trained):
+        with torch.inference_mode(False), torch.no_grad(), self.ema.applied(self.trained):
             state = plain_state(self.module)
         name = self.checkpoint.stem if self.checkpoint else "trained here"
         data = self.clips.source.report().partition("\n")[0]
-        about = {"train_data": data, "train_steps": str(len(self.losses))}
+        provenance = {"train_data": data, "train_steps": str(len(self.losses))}
         if self.warm:
-            about["started_from"] = self.warm.source
+            provenance["started_from"] = self.warm.source
             if licence := self.warm.metadata.get("licence"):
-                about["licence"] = licence
-        return hold_motion(self.config, state, name, about, dtype=torch.float32)
+                provenance["licence"] = licence
+        return hold_motion(self.config, state, name, provenance, dtype=torch.float32)
 
 
 def module_config(model, source: ClipSource, recipe: MotionRecipe, warm: LoadedMotion | None) -> MotionConfig:
