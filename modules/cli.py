@@ -33,9 +33,17 @@ def demo_train(args: argparse.Namespace) -> int:
 
 def train_motion(args: argparse.Namespace) -> int:
     """Train a motion module."""
+    choose_device()
     boot_comfyui()
     from .host.motion import train_command
-    return train_command.main(args) or 0
+    return train_command.main(args)
+
+
+def choose_device() -> None:
+    """Of several processes that were launched on one machine each takes the GPU of its number."""
+    import torch
+    if "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
 
 
 def bench(args: argparse.Namespace) -> int:

@@ -19,8 +19,9 @@ class FrozenDiffusion(ComfyExtension):
             latent_basis,
             motion,
             training,
+            training_options,
             video,
         )
-        files = (demo, motion, control, harivo, training, video, h_space_inversion, h_space_injection, h_traces,
-                 latent_basis)
+        files = (demo, motion, control, harivo, training, training_options, video, h_space_inversion,
+                 h_space_injection, h_traces, latent_basis)
         return [node for file in files for node in file.NODES]

@@ -4,6 +4,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..modules.motion.recipe import HEADS, NEGATIVES, MotionRecipe
+from .training_options import Options
 
 ClipDataset = io.Custom("FROZEN_CLIP_DATASET")
 MotionModule = io.Custom("FROZEN_MOTION_MODULE")
@@ -177,6 +178,8 @@ class FrozenTrainMotionModule(io.ComfyNode):
                                tooltip="mlp: the DC loss sees the bottleneck through a projection head, which is "
                                        "trained with it and then dropped, as in the paper. none: it sees the "
                                        "bottleneck itself, which is stronger."),
+                Options.Input("options", optional=True,
+                              tooltip="Expert settings from Training Options. Inputs of the same name then follow it."),
             ],
             outputs=[
                 MotionModule.Output(display_name="motion_module",
@@ -189,14 +192,16 @@ class FrozenTrainMotionModule(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, vae, clip, clips, checkpoint: str, resume: bool, motion_module=None,
-                **recipe) -> io.NodeOutput:
+                options=None, **recipe) -> io.NodeOutput:
         from ..modules.host.files import checkpoint_path
-        from ..modules.host.motion.train import MotionTraining
+        from ..modules.host.motion.train import MotionSubject
         from ..modules.host.progress import SHEET_COLUMNS
         from ..modules.host.train_node import train_in_node
         from ..modules.pictures.frame_sheet import frame_sheet
-        training = MotionTraining(model, vae, clip, clips, MotionRecipe(**recipe), motion_module,
-                                  checkpoint_path(checkpoint, "motion_training"), resume)
+        from ..modules.training.driver import Driver
+        recipe = MotionRecipe(**recipe) if options is None else options.over(MotionRecipe(**recipe))
+        subject = MotionSubject(model, vae, clip, clips, recipe, motion_module)
+        training = Driver(subject, checkpoint_path(checkpoint, "motion_training"), resume)
         frames = train_in_node(training, cls.hidden.unique_id)
         return io.NodeOutput(training.result(), {"loss": training.losses}, frame_sheet(frames, SHEET_COLUMNS))
 

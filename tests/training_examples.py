@@ -12,10 +12,11 @@ from motion_examples import random_motion
 from frozen_diffusion.modules.data.clips import ClipSettings
 from frozen_diffusion.modules.data.encoded import Text
 from frozen_diffusion.modules.host.motion.apply import LoadedMotion, hold_motion
-from frozen_diffusion.modules.host.motion.train import MotionTraining
+from frozen_diffusion.modules.host.motion.train import MotionSubject
 from frozen_diffusion.modules.motion.module import MotionConfig
 from frozen_diffusion.modules.motion.recipe import MotionRecipe
 from frozen_diffusion.modules.seeding import stream
+from frozen_diffusion.modules.training.driver import Driver
 from testhost.models import CONTEXT, initialise
 
 RECIPE = MotionRecipe(steps=4, learning_rate=1e-3, batch_size=2, ema=0.5, checkpoint_every=2)
@@ -70,10 +71,11 @@ def preview_vae():
     return vae
 
 
-def prepared(folder: Path, model, vae, recipe: MotionRecipe = RECIPE, name="run", clip=None, **more) -> MotionTraining:
+def prepared(folder: Path, model, vae, recipe: MotionRecipe = RECIPE, name="run", clip=None, warm=None,
+             resume=True) -> Driver:
     """A training on the squares that keeps its checkpoint and its encoded clips in `folder`."""
-    return MotionTraining(model, vae, clip or WordClip(), Squares(), recipe, checkpoint=folder / f"{name}.safetensors",
-                          cache=folder / "cache", **more)
+    subject = MotionSubject(model, vae, clip or WordClip(), Squares(), recipe, warm, folder / "cache")
+    return Driver(subject, folder / f"{name}.safetensors", resume)
 
 
 def trained(config: MotionConfig, seed: int = 1) -> LoadedMotion:

@@ -68,13 +68,14 @@ class EncodedClips:
         """Of the set's latents and captions: a checkpoint trained on them is resumed on no others."""
         return _digest(*(path.name for path in self._latents), *map(self.source.caption, range(len(self))))
 
-    def encode(self) -> Iterator[tuple[int, int]]:
-        """Encode what is missing; yields (pieces done, pieces in all), once for what was there already.
+    def encode(self, share: tuple[int, int] = (0, 1)) -> Iterator[tuple[int, int]]:
+        """Encode what is missing, or share number i of n of it; yields (pieces done, pieces in all), once for what was
+        there already.
 
         Raises ValueError for latents that are not finite, CheckpointError when the disk is full.
         """
-        missing_text = [caption for caption, path in self._text.items() if not _is_whole(path)]
-        missing = [index for index, path in enumerate(self._latents) if not _is_whole(path)]
+        missing_text = [caption for caption, path in self._text.items() if not _is_whole(path)][share[0]::share[1]]
+        missing = [index for index, path in enumerate(self._latents) if not _is_whole(path)][share[0]::share[1]]
         total = len(self._text) + len(self)
         done = total - len(missing_text) - len(missing)
         yield done, total

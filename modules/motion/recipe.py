@@ -41,6 +41,8 @@ class MotionRecipe:
     gradient_checkpointing: bool = True
     schedule: str = "constant"
     warmup: int = 0
+    weight_decay: float = 1e-2
+    grad_clip: float = 1.0              # largest gradient norm; 0 = no clipping
     checkpoint_every: int = 200
     seed: int = 0
     sample_every: int = 0               # steps; 0 = only at the end
@@ -75,7 +77,8 @@ class MotionRecipe:
         """The part of the recipe that the training loop knows."""
         return TrainSettings(
             steps=self.steps, lr=self.learning_rate, warmup=self.warmup, schedule=self.schedule,
-            optimizer=self.optimizer, accumulate=self.accumulate, seed=self.seed, precision=self.precision,
+            optimizer=self.optimizer, weight_decay=self.weight_decay, grad_clip=self.grad_clip,
+            accumulate=self.accumulate, seed=self.seed, precision=self.precision,
             checkpoint_every=self.checkpoint_every)
 
     def reach(self, available: int) -> int:

@@ -6,19 +6,23 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class MovingAverage:
-    """EMA with the warm-up of diffusers' EMAModel: decay_n = min(decay, (1 + n) / (10 + n)) at update n.
+    """EMA; with the warm-up of diffusers' EMAModel decay_n = min(decay, (1 + n) / (10 + n)) at update n.
 
-    Ours rather than that class because the average is stored under the names of the weights in a safetensors
-    checkpoint (EMAModel keeps nameless lists), and a training node must run where diffusers is not installed.
+    Without it, as GANs have it, the average remembers the initial weights longer.
+
+    Ours rather than that class, or torch's AveragedModel, because the average is stored under the names of the weights
+    in a safetensors checkpoint (EMAModel keeps nameless lists), only of those that are trained (AveragedModel copies
+    the frozen model too), and a training node must run where diffusers is not installed. The update is torch's.
     """
 
-    def __init__(self, model: nn.Module, decay: float = 0.999):
+    def __init__(self, model: nn.Module, decay: float = 0.999, warmup: bool = True):
         if not 0 <= decay < 1:
             raise ValueError(f"The EMA decay must lie in [0, 1), e.g. 0.999; {decay} was given.")
-        self.decay = decay
+        self.decay, self.warmup = decay, warmup
         self.updates = 0
         with torch.inference_mode(False):
             self.weights = {name: weight.detach().clone() for name, weight in trainable(model).items()}
@@ -26,9 +30,10 @@ class MovingAverage:
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """average <- average + (1 - decay_n) (weights - average)."""
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
         self.updates += 1
-        torch._foreach_lerp_(list(self.weights.values()), list(trainable(model).values()), 1 - decay)
+        update = get_ema_multi_avg_fn(decay)
+        update(list(self.weights.values()), list(trainable(model).values()), None)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:

@@ -11,7 +11,7 @@ Kind = Literal["adamw", "muon"]
 
 
 class Optimizer:
-    """Weights by name, each with a factor on the learning rate; state by name, so that a checkpoint can hold it.
+    """Weights by name, each with factors on learning rate and weight decay; state by name, for a checkpoint.
 
     Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) moves all directions of a matrix equally far, scaled
     so that the learning rates of AdamW fit (Liu et al. 2025, arXiv 2502.16982). It makes more of each of the few steps
@@ -19,15 +19,19 @@ class Optimizer:
     """
 
     def __init__(self, kind: Kind, weights: Mapping[str, nn.Parameter], scale: Callable[[str], float],
-                 betas: tuple[float, float], weight_decay: float):
+                 betas: tuple[float, float], weight_decay: float,
+                 decay_scale: Callable[[str], float] = lambda name: 1.0):
+        def factors(name: str) -> tuple[float, float]:
+            return scale(name), decay_scale(name)
+
         matrices = {name for name, weight in weights.items() if kind == "muon" and weight.ndim == 2}
         self.parts: list[tuple[list[str], torch.optim.Optimizer]] = []
         for names in (sorted(weights.keys() - matrices), sorted(matrices)):
             if not names:
                 continue
-            names.sort(key=scale)
-            groups = [{"params": [weights[name] for name in names if scale(name) == factor], "scale": factor}
-                      for factor in sorted({scale(name) for name in names})]
+            names.sort(key=factors)
+            groups = [{"params": [weights[name] for name in names if factors(name) == pair], "scale": pair[0],
+                       "weight_decay": weight_decay * pair[1]} for pair in sorted({factors(name) for name in names})]
             self.parts.append((names, _muon(groups, weight_decay) if names[0] in matrices
                                else _adamw(groups, betas, weight_decay)))
 

@@ -23,12 +23,13 @@ from frozen_diffusion.modules.data.encoded import EncodedClips, Text
 from frozen_diffusion.modules.host.codec import HostCodec
 from frozen_diffusion.modules.host.motion.apply import LoadedMotion
 from frozen_diffusion.modules.host.motion.frozen_copy import FrozenCopy
-from frozen_diffusion.modules.host.motion.train import MotionTraining
+from frozen_diffusion.modules.host.motion.train import MotionSubject
 from frozen_diffusion.modules.host.noise_levels import noise_levels
 from frozen_diffusion.modules.host.weights import copy_unet
 from frozen_diffusion.modules.motion.recipe import MotionRecipe
 from frozen_diffusion.modules.seeding import stream
 from frozen_diffusion.modules.training.denoising import ddim, denoising_loss
+from frozen_diffusion.modules.training.driver import Driver
 from frozen_diffusion.modules.training.ema import MovingAverage
 from frozen_diffusion.modules.training.loop import TrainSettings, train
 from testhost.models import tiny_sd15
@@ -164,8 +165,8 @@ class Toy:
         return self.train("pairs", PAIRS)
 
     def train(self, name: str, recipe: MotionRecipe, start: LoadedMotion | None = None) -> LoadedMotion:
-        training = MotionTraining(self.model, self.vae, self.clip, self.learned.source, recipe, start,
-                                  cache=self.folder)
+        training = Driver(MotionSubject(self.model, self.vae, self.clip, self.learned.source, recipe, start,
+                                        self.folder))
         losses = run(training)
         print(f"{name}: mean of the last 50 losses {statistics.fmean(losses[-50:]):.4f}", file=sys.stderr, flush=True)
         return training.result()

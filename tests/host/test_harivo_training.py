@@ -19,12 +19,12 @@ from frozen_diffusion.modules.demo_training.parts import WEIGHTS
 from frozen_diffusion.modules.host.motion import train_command
 from frozen_diffusion.modules.host.motion.apply import hold_motion
 from frozen_diffusion.modules.host.motion.frozen_copy import FrozenCopy
-from frozen_diffusion.modules.host.train_node import spoken
 from frozen_diffusion.modules.motion import smoothness, total_loss
 from frozen_diffusion.modules.motion.module import MotionConfig, fresh_motion_module
 from frozen_diffusion.modules.motion.smoothness import trs_loss
 from frozen_diffusion.modules.training.checkpoint import CheckpointError
 from frozen_diffusion.modules.training.loop import StepRecord
+from frozen_diffusion.modules.training.progress import progress_lines
 from testhost.models import CONTEXT
 
 HARIVO = replace(RECIPE, steps=6, temporal_convolution=True, mapping_width=8, frame_tokens=2, trs=0.05, trs_from=2,
@@ -47,7 +47,7 @@ def setup(tiny_sd15, vae, tmp_path, monkeypatch):
 
 def test_every_part_learns_and_comes_out(setup):
     training = setup()
-    fresh = fresh_motion_module(training.config, RECIPE.seed).state_dict()
+    fresh = fresh_motion_module(training.subject.config, RECIPE.seed).state_dict()
     run(training)
     result = training.result()
     learned = state(result)
@@ -70,7 +70,7 @@ def test_the_terms_are_reported(setup):
 
 
 def test_the_time_left_may_be_days():
-    (_, text), = spoken(iter([StepRecord(1, 0.5, 1.0, 1e-4, 3.0)]), 50_001)
+    (_, text), = progress_lines(iter([StepRecord(1, 0.5, 1.0, 1e-4, 3.0)]), 50_001)
     assert text.endswith("1 day, 17:40:00 left")
 
 
@@ -80,7 +80,7 @@ def test_the_line_about_a_step_keeps_the_last_share_of_each_term(setup, monkeypa
     training = setup(replace(QUEUE, trs_from=0))
     with torch.inference_mode():
         list(training.encode())
-        told = list(spoken(training.records(), HARIVO.steps))
+        told = list(progress_lines(training.records(), HARIVO.steps))
     shares = [[part for part in text.split(", ") if "(gradient " in part] for _, text in told]
     assert [len(part) for part in shares] == [1, 1, 1, 1, 2, 2]         # DC begins after the first draw
     last = {name: f"(gradient {told[4][0].extras[f'{name} share']:.1%} of denoising's)" for name in ("trs", "dc")}
@@ -120,7 +120,7 @@ def test_batch_negatives_need_two_clips_a_draw_however_many_are_accumulated():
 def test_batch_negatives_act_from_the_first_step_and_without_a_head_nothing_else_is_trained(setup):
     training = setup(replace(HARIVO, steps=2, dc_head="none"))
     assert all("dc" in extras for extras in run_extras(training))
-    assert list(training.trained) == ["motion"]
+    assert list(training.subject.trained) == ["motion"]
 
 
 def test_a_cancelled_training_with_all_losses_goes_on_bit_for_bit(setup):
@@ -207,9 +207,9 @@ def test_warm_start_from_a_plain_module_adds_the_parts(setup):
     made = training.result()
     assert made.config.kind == "frozen" and made.metadata["train_data"] == "3 clips of squares"
     assert (made.metadata["licence"], made.metadata["started_from"]) == ("CC BY 4.0", "animatediff")
-    assert training.rate("motion.harivo.map.first.conv.weight") == 1.0
-    assert training.rate("motion.down_blocks.0.motion_modules.0.temporal_transformer.proj_in.weight") == 0.1
-    assert training.config.mapping_width == 8
+    assert training.subject.rate("motion.harivo.map.first.conv.weight") == 1.0
+    assert training.subject.rate("motion.down_blocks.0.motion_modules.0.temporal_transformer.proj_in.weight") == 0.1
+    assert training.subject.config.mapping_width == 8
 
 
 def test_lora_only_keeps_the_rest_of_the_temporal_layers(setup):

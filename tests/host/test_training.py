@@ -19,7 +19,7 @@ from frozen_diffusion.modules.host.files import checkpoint_path
 from frozen_diffusion.modules.host.motion.apply import apply_motion, hold_motion
 from frozen_diffusion.modules.host.motion.frozen_copy import FrozenCopy
 from frozen_diffusion.modules.host.motion.schedule import with_schedule
-from frozen_diffusion.modules.host.motion.train import MotionTraining, build_module, module_config
+from frozen_diffusion.modules.host.motion.train import MotionSubject, build_module, module_config
 from frozen_diffusion.modules.host.noise_levels import noise_levels
 from frozen_diffusion.modules.host.weights import copy_unet
 from frozen_diffusion.modules.motion.module import MotionConfig, fresh_motion_module
@@ -90,7 +90,7 @@ def test_scattered_frames_and_pure_noise(setup, tiny_sd15):
     assert run(setup(recipe=replace(recipe, scattered=False), name="run")) != expected
     long = SimpleNamespace(settings=replace(Squares.settings, frames=40))
     assert module_config(tiny_sd15(), long, recipe, None).max_frames == 40
-    config = replace(whole.config, groupnorm="pooled")
+    config = replace(whole.subject.config, groupnorm="pooled")
     pooled = hold_motion(config, fresh_motion_module(config).state_dict(), "v1.ckpt")
     with pytest.raises(ValueError, match="scattered frames.*AnimateDiff v1.*runs of frames"):
         setup(recipe=recipe, name="pooled", warm=pooled)
@@ -101,17 +101,18 @@ def test_training_lowers_the_loss(setup):
                                          beta_schedule="keep", caption_dropout=0.0))
     run(training)
     from frozen_diffusion.modules.training.denoising import denoising_loss
-    loss = denoising_loss(training.predict, training.levels, training.predict.latents_in, torch.device("cpu"))
+    predict = training.subject.predict
+    loss = denoising_loss(predict, training.subject.levels, predict.latents_in, torch.device("cpu"))
 
     @torch.no_grad()
     def measure():
-        batches = [training.clips.batch(3, 4, 0.0, 7, draw) for draw in range(6)]
+        batches = [training.subject.clips.batch(3, 4, 0.0, 7, draw) for draw in range(6)]
         return sum(loss(batch, stream("test", draw)).item() for draw, batch in enumerate(batches))
 
-    with training.ema.applied(training.trained):
+    with training.subject.ema.applied(training.subject.trained):
         after = measure()
     with torch.no_grad():
-        for layer in training.module.output_projections():
+        for layer in training.subject.module.output_projections():
             layer.weight.zero_()
             layer.bias.zero_()
     assert after < 0.9 * measure()                  # without the module's contribution
@@ -125,8 +126,8 @@ def test_the_model_is_untouched_in_every_way_of_ending(setup, tiny_sd15, monkeyp
     run(setup(model, name="cancelled"), stop_after=1)
     assert checksum(model) == before
     training = setup(model, name="broken")
-    monkeypatch.setattr(training, "rate", lambda name: 1.0)
-    monkeypatch.setattr(training, "batch", lambda draw: ClipBatch(
+    monkeypatch.setattr(training.subject, "rate", lambda name: 1.0)
+    monkeypatch.setattr(training.subject, "batch", lambda draw: ClipBatch(
         torch.full((2, 4, 4, 8, 8), float("nan")), inputs(2)[2]))
     with pytest.raises(NonFiniteError):
         run(training)
@@ -144,25 +145,25 @@ def test_the_host_s_interrupt_stops_anywhere_and_leaves_a_checkpoint(setup, monk
     training = setup()
     calls = []
 
-    def encode(pixels, latents=training.codec.latents):
+    def encode(pixels, latents=training.subject.codec.latents):
         calls.append(1)
         if len(calls) == 2:
             comfy.model_management.interrupt_current_processing()
         return latents(pixels)
 
-    monkeypatch.setattr(training.codec, "latents", encode)
+    monkeypatch.setattr(training.subject.codec, "latents", encode)
     with pytest.raises(interrupted):                # while encoding
         run(training)
     training = setup()
     assert next(iter(training.encode())) == (5, 7)  # 4 captions and one clip are kept
-    inner = training.batch
+    inner = training.subject.batch
 
     def batch(draw):
         if draw == 2:
             comfy.model_management.interrupt_current_processing()
         return inner(draw)
 
-    monkeypatch.setattr(training, "batch", batch)
+    monkeypatch.setattr(training.subject, "batch", batch)
     with pytest.raises(interrupted):                # inside a step
         run(training)
     resumed = setup()
@@ -191,7 +192,7 @@ def test_sdxl(setup, tiny_sdxl):
     before = checksum(model)
     training = setup(model)
     assert all(loss > 0 for loss in run(training))
-    assert training.config.family == "sdxl" and training.sample().shape == (4, 64, 64, 3)
+    assert training.subject.config.family == "sdxl" and training.sample().shape == (4, 64, 64, 3)
     assert checksum(model) == before
 
 
@@ -206,7 +207,7 @@ def test_warm_start(setup, groupnorm):
     run(training)
     result = training.result()
     assert result.config.groupnorm == groupnorm and result.config.temporal_convolution
-    assert training.config.beta_schedule == "sqrt_linear"
+    assert training.subject.config.beta_schedule == "sqrt_linear"
     assert same(given, {name: state(result)[name] for name in given})       # at rate 0 the given weights rest
     convolutions = [name for name in state(result) if name.endswith("conv2.weight")]
     assert convolutions and all(state(result)[name].abs().sum() > 0 for name in convolutions)
@@ -223,7 +224,7 @@ def test_the_result_moves_a_sampled_clip_and_is_what_was_averaged(setup, tiny_sd
     result = training.result()
     assert result.source == "run"
     assert result.metadata == {"train_data": "3 clips of squares", "train_steps": "4"}
-    averaged = {name.removeprefix("motion."): weight for name, weight in training.ema.weights.items()}
+    averaged = {name.removeprefix("motion."): weight for name, weight in training.subject.ema.weights.items()}
     assert all(torch.equal(state(result)[name], weight) for name, weight in averaged.items())
     assert not torch.equal(sample(apply_motion(model, result), 4, size=(8, 8)), sample(model, 4, size=(8, 8)))
 
@@ -231,13 +232,13 @@ def test_the_result_moves_a_sampled_clip_and_is_what_was_averaged(setup, tiny_sd
 def test_wrong_inputs(setup, tiny_sd15, tiny_sdxl, vae):
     model = tiny_sd15()
     with pytest.raises(ValueError, match="needs a VAE and a CLIP"):
-        MotionTraining(model, vae, None, Squares(), RECIPE)
+        MotionSubject(model, vae, None, Squares(), RECIPE)
     config = MotionConfig("sd15", (32, 64, 128, 128))
     with pytest.raises(ValueError, match="already has a motion module"):
         setup(apply_motion(model, trained(config)))
     video = SimpleNamespace(encode=lambda pixels: torch.zeros(1, 16, 8, 8))
     with pytest.raises(ValueError, match=r"latents of shape \[1, 16, 8, 8\]"):
-        MotionTraining(model, video, WordClip(), Squares(), RECIPE)
+        MotionSubject(model, video, WordClip(), Squares(), RECIPE)
     with pytest.raises(ValueError, match="gives text of 32 channels, but the MODEL reads 64"):
         setup(clip=WordClip(width=32))
     with pytest.raises(ValueError, match="is for SD15 image models, but the MODEL is SDXL"):
@@ -279,6 +280,26 @@ def test_the_nodes(comfy, tiny_sd15, vae, tmp_path, monkeypatch):
     assert sheet.shape == (1, 128, 4 * 128 + 3 * 2, 3)
     from comfy_extras.nodes_train import LossGraphNode
     comfy.run(LossGraphNode, loss=losses, filename_prefix="loss")
+
+
+def test_options_by_the_socket_take_the_place_of_inputs(comfy, tiny_sd15, vae, tmp_path, monkeypatch):
+    import folder_paths
+    monkeypatch.setattr(folder_paths, "get_user_directory", lambda: str(tmp_path))
+    chosen, = comfy.run("FrozenTrainingOptions", schedule="cosine", warmup=2, optimizer="adamw", weight_decay=0.0,
+                        grad_clip=0.0, accumulate=2, ema=0.5, precision="fp32", gradient_checkpointing=False,
+                        checkpoint_every=1)
+    seen = []
+    made = MotionSubject.__init__
+    monkeypatch.setattr(MotionSubject, "__init__", lambda self, *args: seen.append(args[4]) or made(self, *args))
+    clips = comfy.run("FrozenClipDataset", source="sprite world", folder="", **{**DATASET, "max_clips": 2})[0]
+    comfy.run("FrozenTrainMotionModule", model=tiny_sd15(), vae=vae, clip=WordClip(), clips=clips, steps=1,
+              accumulate=1, learning_rate=1e-3, sample_every=0, checkpoint="options", resume=True, seed=0, ema=0.9, options=chosen)
+    recipe = seen[0]
+    assert (recipe.schedule, recipe.warmup, recipe.accumulate, recipe.ema, recipe.learning_rate) == (
+        "cosine", 2, 2, 0.5, 1e-3)
+    assert recipe.settings().grad_clip == 0 and recipe.settings().weight_decay == 0
+    with pytest.raises(ValueError, match="schedule must be constant or cosine; 'line' was given"):
+        replace(chosen, schedule="line").over(recipe)
 
 
 def test_the_node_trains_harivo_with_its_losses(comfy, tiny_sd15, vae, tmp_path, monkeypatch):

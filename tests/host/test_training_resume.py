@@ -61,7 +61,7 @@ def test_a_training_that_took_no_step_leaves_nothing_and_may_be_changed(setup, m
         raise error
 
     training = setup()
-    monkeypatch.setattr(training, "batch", batch)
+    monkeypatch.setattr(training.subject, "batch", batch)
     with pytest.raises(error):
         run(training)
     assert not (tmp_path / "run.safetensors").exists()

@@ -1,18 +1,16 @@
 """Training a motion module on host objects: MODEL, VAE, CLIP and clips in, MOTION_MODULE out."""
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import comfy.model_management
-import comfy.sd
 import torch
 from torch import Tensor, nn
 
 from ...data.clips import ClipSource
-from ...data.encoded import EncodedClips
+from ...data.encoded import ClipBatch, EncodedClips
 from ...files.provenance import same_model, tells_weights
 from ...motion.module import MotionConfig, MotionModule, fresh_motion_module
 from ...motion.recipe import FRESH_SCHEDULE, MotionRecipe
@@ -20,10 +18,10 @@ from ...motion.smoothness import check_videos, unit_length
 from ...motion.temporal_lora import adapt_attentions, plain_state
 from ...motion.total_loss import LossMemory, TotalLoss, fresh_head
 from ...seeding import stream
-from ...training.checkpoint import CheckpointStore
 from ...training.denoising import ddim, denoising_loss
 from ...training.ema import MovingAverage, trainable
-from ...training.loop import StepRecord, autocast, train
+from ...training.loop import autocast
+from ...training.updates import Loss
 from ..codec import HostCodec, digest_of, outside_inference
 from ..files import cache_folder
 from ..noise_levels import noise_levels
@@ -33,26 +31,26 @@ from .frozen_copy import FrozenCopy
 from .schedule import AUTO, with_schedule
 
 SAMPLE_STEPS, SAMPLE_CFG = 20, 5.0
-BEFORE_CHOICES = {"DC negatives": "queue", "DC head": "mlp"}    # of checkpoints from before these could be chosen
 
 
-class MotionTraining:
-    """One training: `encode`, then `records`; `sample`, `result` and `losses` once `records` has begun.
+class MotionSubject:
+    """The motion module as the subject of a training, see `training/subject.py`.
 
-    It happens on a private copy of the U-Net; `model` is never written. Raises ValueError for inputs that do
-    not belong together. With `resume`, a checkpoint of that name is continued, else set aside.
+    It happens on a frozen copy of the U-Net; `model` is never written. Raises ValueError for inputs that do not belong
+    together.
     """
 
+    assumed = {"DC negatives": "queue", "DC head": "mlp"}      # of checkpoints from before these could be chosen
+
     def __init__(self, model, vae, clip, source: ClipSource, recipe: MotionRecipe,
-                 warm: LoadedMotion | None = None, checkpoint: Path | None = None, resume: bool = True,
-                 cache: Path | None = None):
+                 warm: LoadedMotion | None = None, cache: Path | None = None):
         check_trainable(model)
         if recipe.lora_rank and warm is None:
             raise ValueError(f"lora_rank is {recipe.lora_rank}, but there is no motion module to start from. A "
                              "low-rank change of fresh layers stays zero; connect a motion module, or set lora_rank to "
                              "0.")
         self.model, self.vae, self.recipe = model, vae, recipe
-        self.checkpoint, self.resume = checkpoint, resume
+        self.settings, self.sample_every = recipe.settings(), recipe.sample_every
         self.config = module_config(model, source, recipe, warm)
         self.frames = recipe.frames_of(source.settings.frames, self.config.max_frames)
         if recipe.scattered and self.config.groupnorm == "pooled":
@@ -67,12 +65,11 @@ class MotionTraining:
             raise ValueError(f"The CLIP gives text of {self.codec.text_channels} channels, but the MODEL reads "
                              f"{self.config.text_channels}. Connect the CLIP of the image model's checkpoint.")
         self.clips = EncodedClips(source, self.codec, cache or cache_folder("clips"))
-        self.losses: list[float] = []
-        self.steps, self.sample_every = recipe.steps, recipe.sample_every
+        self.memory: LossMemory | None = None
 
-    def encode(self) -> Iterator[tuple[int, int]]:
-        """Latents and text of all clips; yields (done, total). Quick where the cache has them."""
-        yield from self.clips.encode()
+    def encode(self, share: tuple[int, int] = (0, 1)) -> Iterator[tuple[int, int]]:
+        """Latents and text of all clips; quick where the cache has them."""
+        yield from self.clips.encode(share)
 
     def prepare(self) -> None:
         """Make room on the device, copy the U-Net and splice the module in."""
@@ -86,45 +83,26 @@ class MotionTraining:
             if recipe.lora_rank:
                 adapt_attentions(self.module, recipe.lora_rank, recipe.seed)
             self.predict = FrozenCopy(self.model, self.module, self.frames, recipe.precision == "bf16",
-                                       recipe.gradient_checkpointing, watch=bool(recipe.trs or recipe.dc))
+                                      recipe.gradient_checkpointing, watch=bool(recipe.trs or recipe.dc))
             self.trained = nn.ModuleDict({"motion": self.module})
             if recipe.dc and recipe.dc_head == "mlp":
                 self.trained["head"] = fresh_head(self.bottleneck, recipe.seed).to(self.predict.device)
             self.ema = MovingAverage(self.trained, recipe.ema)
+            if recipe.trs or recipe.dc:
+                self.memory = LossMemory(self.bottleneck).to(self.predict.device)
 
-    def records(self) -> Iterator[StepRecord]:
-        """Train; see `loop.train`. Closing it, or an interrupt, leaves a checkpoint to resume from."""
-        self.prepare()
+    def loss(self) -> Loss:
+        """The denoising loss, with HARIVO's where the recipe has them."""
         recipe = self.recipe
-        store = CheckpointStore(self.checkpoint, self.provenance(), BEFORE_CHOICES) if self.checkpoint else None
-        if store and store.exists() and not self.resume:
-            store.path.replace(store.path.with_suffix(".previous.safetensors"))
-        if store and store.exists() and self.is_image_model(then := store.facts()["about"].get("image model")):
-            store.provenance["image model"] = then
-        self.losses = store.losses() if store else []
-        loss = denoising_loss(self.predict, self.levels, self.predict.latents_in, self.predict.device,
-                              recipe.snr_limit, recipe.noise_shift, recipe.pure_noise)
-        memory = None
-        if recipe.trs or recipe.dc:
-            with torch.inference_mode(False):
-                memory = LossMemory(self.bottleneck).to(self.predict.device)
-            head = self.trained["head"] if "head" in self.trained else unit_length
-            loss = TotalLoss(loss, self.predict.features, trainable(self.module).values(), memory, recipe.trs,
-                             recipe.trs_from, recipe.dc, head, recipe.accumulate, recipe.dc_negatives)
-        steps = train(self.trained, loss, self.batch, recipe.settings(), store, self.ema, self.rate, memory)
-        with contextlib.closing(steps):
-            for record in steps:
-                self.losses.append(record.loss)
-                yield record
+        denoise = denoising_loss(self.predict, self.levels, self.predict.latents_in, self.predict.device,
+                                 recipe.snr_limit, recipe.noise_shift, recipe.pure_noise)
+        if self.memory is None:
+            return denoise
+        head = self.trained["head"] if "head" in self.trained else unit_length
+        return TotalLoss(denoise, self.predict.features, trainable(self.module).values(), self.memory, recipe.trs,
+                         recipe.trs_from, recipe.dc, head, recipe.accumulate, recipe.dc_negatives)
 
-    def is_image_model(self, then: str | None) -> bool:
-        """Whether a checkpoint's name of the image model is of this one: the weights in any precision, or, in files
-        from before, the first rows of the frozen copy."""
-        if then is None or not tells_weights(then):
-            return then == name_of_weights(self.predict.unet)
-        return same_model(then, model_identity(self.model))
-
-    def batch(self, draw: int):
+    def batch(self, draw: int) -> ClipBatch:
         comfy.model_management.throw_exception_if_processing_interrupted()
         recipe = self.recipe
         return self.clips.batch(recipe.batch_size, self.frames, recipe.caption_dropout, recipe.seed, draw,
@@ -133,17 +111,21 @@ class MotionTraining:
     def rate(self, name: str) -> float:
         return self.recipe.warm_start_rate if name.removeprefix("motion.") in self.taken else 1.0
 
+    def decay(self, name: str) -> float:
+        return 1.0
+
     @property
     def bottleneck(self) -> int:
         """Channels of the U-Net's middle block."""
         return self.config.channels[-1]
 
-    def provenance(self) -> dict[str, str]:
+    def provenance(self, then: Mapping[str, str]) -> dict[str, str]:
         """What a checkpoint must agree on to be resumed here."""
         recipe, start = self.recipe, "scratch"
         contrast = {"DC negatives": recipe.dc_negatives, "DC head": recipe.dc_head} if recipe.dc else {}
         if self.warm:
             start = f"{self.warm.source} ({name_of_weights(self.warm.module)})"
+        known = then.get("image model")
         return {"clips": self.clips.name, "text model": self.codec.clip_name,
                 "frames": str(self.frames), "batch size": str(recipe.batch_size),
                 "beta schedule": self.config.beta_schedule, "caption dropout": str(recipe.caption_dropout),
@@ -154,7 +136,14 @@ class MotionTraining:
                 "mapping network": str(self.config.mapping_width), "frame tokens": str(self.config.frame_tokens),
                 "TRS": f"{recipe.trs} from step {recipe.trs_from}", "DC": str(recipe.dc),
                 "LoRA rank": str(recipe.lora_rank),
-                "image model": model_identity(self.model)} | contrast
+                "image model": known if self.is_image_model(known) else model_identity(self.model)} | contrast
+
+    def is_image_model(self, known: str | None) -> bool:
+        """Whether a checkpoint's name of the image model is of this one: the weights in any precision, or, in files
+        from before, the first rows of the frozen copy."""
+        if known is None or not tells_weights(known):
+            return known is not None and known == name_of_weights(self.predict.unet)
+        return same_model(known, model_identity(self.model))
 
     def sample(self) -> Tensor:
         """A clip of the averaged weights, the same noise every time. Returns [F, H, W, 3] in 0..1."""
@@ -170,18 +159,16 @@ class MotionTraining:
         with torch.no_grad():
             return self.vae.decode(self.predict.latents_out(x0)[0].float()).clamp(0, 1).cpu()
 
-    def result(self) -> LoadedMotion:
+    def result(self, name: str, steps: int) -> LoadedMotion:
         """The averaged weights as a MOTION_MODULE."""
         with torch.inference_mode(False), torch.no_grad(), self.ema.applied(self.trained):
             state = plain_state(self.module)
-        name = self.checkpoint.stem if self.checkpoint else "trained here"
-        data = self.clips.source.report().partition("\n")[0]
-        provenance = {"train_data": data, "train_steps": str(len(self.losses))}
+        metadata = {"train_data": self.clips.source.report().partition("\n")[0], "train_steps": str(steps)}
         if self.warm:
-            provenance["started_from"] = self.warm.source
+            metadata["started_from"] = self.warm.source
             if licence := self.warm.metadata.get("licence"):
-                provenance["licence"] = licence
-        return hold_motion(self.config, state, name, provenance, dtype=torch.float32)
+                metadata["licence"] = licence
+        return hold_motion(self.config, state, name, metadata, dtype=torch.float32)
 
 
 def module_config(model, source: ClipSource, recipe: MotionRecipe, warm: LoadedMotion | None) -> MotionConfig:

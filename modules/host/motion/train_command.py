@@ -2,15 +2,15 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import dataclasses
 from pathlib import Path
 
-from ...data.clip_folder import ClipFolderError, find_clips
+from ...data.clip_folder import find_clips
 from ...data.clips import ClipSettings, ClipSource
 from ...demo.clips import SpriteClips
 from ...demo.world import MOTIONS
 from ...motion.recipe import MotionRecipe
+from ...training import recipe_options
+from ...training.processes import launch_settings
 
 SPRITES = "sprite-world"
 SPRITE_CLIPS = 512
@@ -19,7 +19,7 @@ RENAMED = {"frames": "frames_at_once"}       # of the recipe; --frames is the cl
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options; defaults are those of the recipe and of the clips' settings."""
-    clip, recipe = ClipSettings(), MotionRecipe()
+    clip = ClipSettings()
     data = parser.add_argument_group("clips")
     data.add_argument("--data", required=True, metavar="DIR", help=f"folder of videos, or {SPRITES}")
     data.add_argument("--frames", type=int, default=clip.frames, help="of a clip")
@@ -41,28 +41,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
                        help="go on from OUT's checkpoint if there is one")
 
-    training = parser.add_argument_group("training")
-    shorts = {"learning_rate": "--lr", "batch_size": "--batch"}
-    for field in dataclasses.fields(recipe):
-        name = RENAMED.get(field.name, field.name)
-        option = shorts.get(name, "--" + name.replace("_", "-"))
-        value, switch = getattr(recipe, field.name), argparse.BooleanOptionalAction
-        kind = {"action": switch} if isinstance(value, bool) else {"type": type(value)}
-        training.add_argument(option, dest=name, default=value, help=f"default: {value!r}", **kind)
+    recipe_options.add_recipe(parser.add_argument_group("training"), MotionRecipe, RENAMED)
+    try:
+        parser.set_defaults(**launch_settings())
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def main(args: argparse.Namespace) -> int:
     """Train and write the motion module; prints progress, wants a booted host. Returns the exit status."""
-    import torch
-    try:
-        with torch.inference_mode():        # as the host runs its nodes
-            return _train(args)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here")
-        return 130
-    except (ClipFolderError, ValueError, RuntimeError, OSError) as error:
-        print(f"error: {error}")
-        return 1
+    from ..train_command import guarded
+    return guarded(lambda: _train(args))
 
 
 def clips_of(args: argparse.Namespace) -> ClipSource:
@@ -82,42 +71,27 @@ def clips_of(args: argparse.Namespace) -> ClipSource:
 
 def recipe_of(args: argparse.Namespace) -> MotionRecipe:
     """The options as a recipe."""
-    names = [field.name for field in dataclasses.fields(MotionRecipe)]
-    return MotionRecipe(**{name: getattr(args, RENAMED.get(name, name)) for name in names})
+    return recipe_options.recipe_of(args, MotionRecipe, RENAMED)
 
 
-def _train(args: argparse.Namespace) -> int:
+def _train(args: argparse.Namespace) -> None:
     from ...motion.files import write_motion_file
-    from ..image_model import load_image_model
-    from ..progress import preview
-    from ..train_node import progress_lines
+    from ...training.driver import Driver
+    from .. import image_model
+    from ..train_command import processes, train
     from .files import load_motion_file
-    from .train import MotionTraining
-    recipe, clips = recipe_of(args), clips_of(args)
-    print(clips.report())
-    model, clip, vae = load_image_model(None if args.checkpoint == SPRITES else Path(args.checkpoint))
+    from .train import MotionSubject
+    recipe, clips, together = recipe_of(args), clips_of(args), processes()
+    if together.is_first:
+        print(clips.report())
+    model, clip, vae = image_model.load_image_model(None if args.checkpoint == SPRITES else Path(args.checkpoint))
     warm = load_motion_file(args.warm_start)[0] if args.warm_start else None
     beside = args.out.with_suffix("")
-    checkpoint, cache = args.out.with_suffix(".training.safetensors"), f"{beside.name}_clips"
-    training = MotionTraining(model, vae, clip, clips, recipe, warm, checkpoint, args.resume,
-                              args.cache or beside.with_name(cache))
-    for done, total in training.encode():
-        if done % 50 == 0 or done == total:
-            print(f"encoded {done} of {total}", flush=True)
-
-    def show(step: int) -> None:
-        path = beside.with_name(f"{beside.name}_{step:06}.png")
-        preview(training.sample())[1].save(path)
-        print(f"sample: {path}", flush=True)
-
-    with contextlib.closing(training.records()) as records:
-        for record, text in progress_lines(records, recipe.steps):
-            if record.step % 10 == 0 or record.step == recipe.steps:
-                print(text, flush=True)
-            if recipe.sample_every and record.step % recipe.sample_every == 0:
-                show(record.step)
-    show(recipe.steps)
-    loaded = training.result()
-    write_motion_file(args.out, loaded.module, loaded.metadata)
-    print(f"written: {args.out}")
-    return 0
+    subject = MotionSubject(model, vae, clip, clips, recipe, warm,
+                            args.cache or beside.with_name(f"{beside.name}_clips"))
+    training = Driver(subject, args.out.with_suffix(".training.safetensors"), args.resume, together)
+    train(training, beside, together.is_first)
+    if together.is_first:
+        loaded = training.result()
+        write_motion_file(args.out, loaded.module, loaded.metadata)
+        print(f"written: {args.out}")
