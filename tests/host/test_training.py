@@ -293,7 +293,8 @@ def test_options_by_the_socket_take_the_place_of_inputs(comfy, tiny_sd15, vae, t
     monkeypatch.setattr(MotionSubject, "__init__", lambda self, *args: seen.append(args[4]) or made(self, *args))
     clips = comfy.run("FrozenClipDataset", source="sprite world", folder="", **{**DATASET, "max_clips": 2})[0]
     comfy.run("FrozenTrainMotionModule", model=tiny_sd15(), vae=vae, clip=WordClip(), clips=clips, steps=1,
-              accumulate=1, learning_rate=1e-3, sample_every=0, checkpoint="options", resume=True, seed=0, ema=0.9, options=chosen)
+              accumulate=1, learning_rate=1e-3, sample_every=0, checkpoint="options", resume=True, seed=0, ema=0.9,
+              options=chosen)
     recipe = seen[0]
     assert (recipe.schedule, recipe.warmup, recipe.accumulate, recipe.ema, recipe.learning_rate) == (
         "cosine", 2, 2, 0.5, 1e-3)
