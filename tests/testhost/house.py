@@ -19,8 +19,7 @@ FLOORS = [["files", "pictures", "seeding"], ["hspace", "basis", "metrics", "clip
           ["nodes", "demo_training"], ["cli"]]          # from the lowest up; imports run down
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 HOST = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "latent_preview", "nodes", "server", "execution"}
-OF_HOST = {"torch", "PIL", "tqdm"}      # what every ComfyUI has and we never ask for
-DISTRIBUTION = {"PIL": "pillow"}
+OF_HOST = {"torch", "PIL", "av", "kornia", "scipy", "tqdm", "transformers"}      # which its requirements ask for
 # What the house used to say (names in code) and what the field says.
 NAMES = {
     "moments": "timestamps", "places": "frame_indices, block_ids, feature_names or sample_indices",
@@ -132,8 +131,7 @@ def packages_used() -> set[str]:
                 roots |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 roots.add(node.module.partition(".")[0])
-    known = set(sys.stdlib_module_names) | HOST | OF_HOST | {"frozen_diffusion"}
-    return {DISTRIBUTION.get(root, root) for root in roots - known}
+    return roots - set(sys.stdlib_module_names) - HOST - OF_HOST - {"frozen_diffusion"}
 
 
 def packages_declared() -> set[str]:
@@ -141,3 +139,10 @@ def packages_declared() -> set[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = [name for extra, names in project["optional-dependencies"].items() if extra != "dev" for name in names]
     return {re.match(r"[\w-]+", name).group() for name in [*project["dependencies"], *extras]}
+
+
+def unused_dependencies() -> list[str]:
+    """Packages that are declared and not used, or used and not declared."""
+    used, declared = packages_used(), packages_declared()
+    return [f"{name} is declared and not used" for name in sorted(declared - used)] + [
+        f"{name} is used and not declared" for name in sorted(used - declared)]

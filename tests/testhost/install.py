@@ -43,7 +43,7 @@ PAGE = ["comfyui-frontend-package==1.32.9", "comfyui-embedded-docs==0.3.1"]
 BARE = ["kornia", "kornia_rs", "spandrel"]      # installed without dependencies: those would replace torch
 VISION = ["torchvision==0.28.0", "torchaudio==2.11.0"]
 TORCH_PACKAGES = ("torch", "torchvision", "torchaudio")     # one for all environments
-TESTS = ["pytest>=8", "pytest-xdist", "playwright", "ruff", "matplotlib", "diffusers", "accelerate"]
+TESTS = ["pytest>=8", "pytest-xdist", "playwright", "ruff", "diffusers", "accelerate"]
 
 
 def say(text: str) -> None:

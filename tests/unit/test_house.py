@@ -88,6 +88,11 @@ def test_rooms_keep_to_themselves():
     assert house.rooms_crossed() == [] and house.upward_arrows() == []
 
 
+def test_what_is_declared_is_used():
+    """And what is used is declared, but for what ComfyUI itself asks for."""
+    assert house.unused_dependencies() == []
+
+
 def test_words_are_those_of_the_field():
     """The glossary of names that the house once used for itself: none is left in code, texts and help."""
     assert house.words() == []
