@@ -11,13 +11,13 @@ from torch.nn import functional
 from .transformer import attend
 
 TOKENS, LAYERS, HEADS = 4, 2, 8
-CODE_FPS = 8.0          # a frame at s seconds has the position code of index 8 s, whatever the clip's own rate
+ENCODING_FPS = 8.0          # a frame at s seconds has the positional encoding of index 8 s, whatever the clip's own rate
 
 
 def timestamp_encoding(seconds: Tensor, channels: int) -> Tensor:
     """Timestamps [F] in seconds -> sinusoidal encoding [F, channels], fp32; at 8 fps those of `sinusoids`."""
     even = torch.arange(0, channels, 2, dtype=torch.float32, device=seconds.device)
-    angle = seconds.float()[:, None] * CODE_FPS * 10000.0 ** (-even / channels)
+    angle = seconds.float()[:, None] * ENCODING_FPS * 10000.0 ** (-even / channels)
     return torch.stack((angle.sin(), angle.cos()), dim=-1).flatten(1)
 
 

@@ -34,7 +34,7 @@ DIFFUSERS_NAMES = (     # (AnimateDiff, diffusers), inside one block
 CONTAINERS = ("state_dict", "model_state_dict", "unet_state_dict", "module", "model", "unet", "motion_module")
 PREFIXES = re.compile(r"(?:module\.|unet\.|model\.(?!diffusion_model\.)|motion_module\.)+")
 WRAPPERS = re.compile(r"\b(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-FRAMES_WITHOUT_ENCODING = {"animatediff": 64, "hotshotxl": 8, "diffusers": 32}     # AnimateLCM stores no codes
+FRAMES_WITHOUT_ENCODING = {"animatediff": 64, "hotshotxl": 8, "diffusers": 32}     # AnimateLCM stores none
 
 
 @dataclass(frozen=True)

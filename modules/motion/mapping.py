@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-WIDTH, BLOCKS, GROUPS, TIME_CODE = 128, 3, 8, 128
+WIDTH, BLOCKS, GROUPS, TIME_ENCODING = 128, 3, 8, 128
 
 
 def time_code(t: Tensor) -> Tensor:
     """Timesteps [N] -> sinusoidal encoding [N, TIME_CODE], fp32; periods from 2 pi to 10000 * 2 pi."""
-    half = TIME_CODE // 2
+    half = TIME_ENCODING // 2
     rates = torch.exp(torch.arange(half, dtype=torch.float32, device=t.device) * (-math.log(10000.0) / half))
     angle = t.float()[:, None] * rates                                          # [N, TIME_CODE / 2]
     return torch.cat((angle.cos(), angle.sin()), dim=1)
@@ -45,7 +45,7 @@ class MappingBlock(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = (operations.GroupNorm(GROUPS, width, **factory) for _ in range(2))
         self.conv1, self.conv2 = (ClipConv(width, width, operations, **factory) for _ in range(2))
-        self.film = operations.Linear(TIME_CODE, 2 * width, **factory)
+        self.film = operations.Linear(TIME_ENCODING, 2 * width, **factory)
 
     def forward(self, x: Tensor, code: Tensor) -> Tensor:
         """x [b, W, f, H, W'], code [b, TIME_CODE]"""
@@ -70,8 +70,8 @@ class MappingNetwork(nn.Module):
     def __init__(self, channels: int = 4, width: int = WIDTH, operations=nn, dtype=None, device=None):
         super().__init__()
         self.channels, factory = channels, {"dtype": dtype, "device": device}
-        self.time = nn.Sequential(operations.Linear(TIME_CODE, TIME_CODE, **factory), nn.SiLU(),
-                                  operations.Linear(TIME_CODE, TIME_CODE, **factory), nn.SiLU())
+        self.time = nn.Sequential(operations.Linear(TIME_ENCODING, TIME_ENCODING, **factory), nn.SiLU(),
+                                  operations.Linear(TIME_ENCODING, TIME_ENCODING, **factory), nn.SiLU())
         self.first = ClipConv(channels, width, operations, **factory)
         self.blocks = nn.ModuleList(MappingBlock(width, operations, **factory) for _ in range(BLOCKS))
         self.norm = operations.GroupNorm(GROUPS, width, **factory)

@@ -39,8 +39,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return out.transpose(1, 2).flatten(2)
 
 
-class PositionCodes(nn.Module):
-    """Adds the code of its place in the clip to every frame; stays in fp32 whatever the other weights are."""
+class PositionalEncoding(nn.Module):
+    """Adds to every frame the positional encoding of its index in the clip; in fp32 whatever the other weights are."""
 
     def __init__(self, channels: int, max_frames: int, device=None):
         super().__init__()
@@ -53,8 +53,8 @@ class PositionCodes(nn.Module):
     def forward(self, x: Tensor, frame_indices: Tensor | None = None) -> Tensor:
         """x [N, F, C]; frame_indices [F] in the clip, None = the first F. Raises ValueError when F > max_frames."""
         if x.shape[1] > self.pe.shape[1]:
-            raise ValueError(f"A clip of {x.shape[1]} frames was given to a motion module with position "
-                             f"codes for {self.pe.shape[1]}. Make shorter clips, or use context windows.")
+            raise ValueError(f"A clip of {x.shape[1]} frames was given to a motion module with positional "
+                             f"encodings for {self.pe.shape[1]}. Make shorter clips, or use context windows.")
         encoding = self.pe[:, :x.shape[1]] if frame_indices is None else self.pe[:, frame_indices]
         return (x + encoding.to(x.device)).to(x.dtype)
 
@@ -68,7 +68,7 @@ class TemporalAttention(nn.Module):
         self.to_q, self.to_k, self.to_v = (operations.Linear(channels, channels, bias=False, **factory)
                                            for _ in range(3))
         self.to_out = nn.Sequential(operations.Linear(channels, channels, **factory))
-        self.pos_encoder = PositionCodes(channels, max_frames, factory.get("device"))
+        self.pos_encoder = PositionalEncoding(channels, max_frames, factory.get("device"))
 
     def forward(self, x: Tensor, frame_indices: Tensor | None = None) -> Tensor:
         x = self.pos_encoder(x, frame_indices)                                         # [N, F, C]

@@ -44,14 +44,14 @@ class Listening(ControlBase):
 
 
 def test_controlnet_gets_unmapped_latents_and_plain_text(base):
-    heard = []
+    calls = []
     for mapping in ("every_step", "off"):
         seen = []
         control = Listening(torch.zeros(4, 3, 64, 64), seen)
         sample(apply_motion(base, harivo(), mapping=mapping), 4, steps=1, size=SIZE,
                positive=conditioning(1, control=control))
-        heard.append(seen[0])
-    assert torch.equal(heard[0][0], heard[1][0]) and heard[0][1] == heard[1][1] == 77
+        calls.append(seen[0])
+    assert torch.equal(calls[0][0], calls[1][0]) and calls[0][1] == calls[1][1] == 77
 
 
 def test_long_prompts_get_their_tokens_once_at_the_end(base, monkeypatch):

@@ -131,9 +131,9 @@ def test_attention_takes_smaller_chunks_when_memory_ends(monkeypatch):
 
 
 def test_what_is_said_on_the_way_and_after(comfy, base, found):
-    heard = []
-    compute_basis(base, conditioning(1), noisy(), SIGMAS, BasisRequest(rank=2), report_progress=heard.append)
-    assert "residuals up to" in heard[0] and "converged" in heard[-1]
+    lines = []
+    compute_basis(base, conditioning(1), noisy(), SIGMAS, BasisRequest(rank=2), report_progress=lines.append)
+    assert "residuals up to" in lines[0] and "converged" in lines[-1]
     text = comfy.run("FrozenBasisReport", basis=found)[1]
     assert f"gap from each s to the next: {float(found.gaps[0]):.1%}" in text
     official = comfy.run("FrozenComputeLatentBasis", model=base, positive=conditioning(1), sigmas=SIGMAS,

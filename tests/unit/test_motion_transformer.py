@@ -86,7 +86,7 @@ def test_position_codes():
 def test_clip_longer_than_the_codes_is_refused():
     for frames in (1, 4):       # a single code would broadcast without an error of torch
         layer = TemporalTransformer(32, max_frames=frames)
-        with pytest.raises(ValueError, match=f"{frames + 1} frames.*codes for {frames}"):
+        with pytest.raises(ValueError, match=f"{frames + 1} frames.*encodings for {frames}"):
             layer(torch.randn(frames + 1, 32, 2, 2), frames + 1)
 
 

@@ -91,7 +91,7 @@ def apply_motion(model, loaded: LoadedMotion, strength: float = 1.0, frames_per_
         groupnorm: "official" (the family's rule) or "pooled".
         mapping: when the mapping network acts, if the module has one: one of MAPPING_MODES.
         frame_tokens: whether frames get their own tokens, if the module makes them.
-        fps: of the clip, which gives the moments of the frame tokens; 0 = the module's own.
+        fps: of the clip, which gives the timestamps of the frame tokens; 0 = the module's own.
         negative_tokens: whether frames get their own tokens in the negative prompt too, as trained with the empty one.
 
     Raises ValueError when module and MODEL do not belong together, or the MODEL already has a motion module.
