@@ -11,7 +11,7 @@ from torch.nn import functional
 from .transformer import attend
 
 TOKENS, LAYERS, HEADS = 4, 2, 8
-ENCODING_FPS = 8.0          # a frame at s seconds has the positional encoding of index 8 s, whatever the clip's own rate
+ENCODING_FPS = 8.0      # a frame at s seconds has the positional encoding of index 8 s, whatever the clip's own rate
 
 
 def timestamp_encoding(seconds: Tensor, channels: int) -> Tensor:

@@ -43,7 +43,7 @@ class Names:
 
     Attributes:
         layout: "animatediff", "hotshotxl" or "diffusers".
-        position_codes: whether the file stores them; if not, they were rebuilt as plain sinusoids.
+        positional_encoding: whether the file stores them; if not, they were rebuilt as plain sinusoids.
         pia: whether the file has the nine-channel first convolution of PIA.
         dropped: names that are no motion weights, in file order.
         entries: how many names the file has.
