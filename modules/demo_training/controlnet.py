@@ -14,7 +14,8 @@ from ..demo.pool import draw_pool, signed
 from ..seeding import batch_indices
 from ..training.checkpoint import CheckpointStore
 from ..training.loop import TrainSettings, train
-from .lora import LowRank
+from ..training.lora import attach
+from .lora import start_like_layers
 from .parts import follow, publish
 from .unet import drawn_captions, eps_loss, unit_latents
 
@@ -39,18 +40,15 @@ class ControlBranch(nn.Module):
         self.control = control.requires_grad_(False)
         for name, parameter in control.named_parameters():
             parameter.requires_grad_(name.startswith(IN_FULL))
-        self.low_rank = nn.ModuleDict()
-        for path, layer in list(control.named_modules()):
-            if isinstance(layer, nn.Linear | nn.Conv2d) and path.startswith(("input_blocks.", "middle_block.")):
-                low_rank = self.low_rank[path.replace(".", "__")] = LowRank(layer, RANK)
-                layer.register_forward_hook(lambda _, inputs, output, extra=low_rank: output + extra(inputs[0]))
+        encoder = [path for path, layer in control.named_modules()
+                   if isinstance(layer, nn.Linear | nn.Conv2d) and path.startswith(("input_blocks.", "middle_block."))]
+        self.loras = start_like_layers(attach(control, {path: path for path in encoder}, RANK))
 
     def file(self) -> dict[str, torch.Tensor]:
         """Control-LoRA names: `<layer>.up` [out, rank], `<layer>.down` [rank, in * k * k], and what is kept in full."""
         tensors = {"lora_controlnet": torch.zeros(0)}
-        for name, layer in self.low_rank.items():
-            path = name.replace("__", ".")
-            tensors[f"{path}.up"], tensors[f"{path}.down"] = layer.lora_up.weight.flatten(1), layer.lora_down.weight
+        for path, lora in self.loras.by_name.items():
+            tensors[f"{path}.up"], tensors[f"{path}.down"] = lora.up.flatten(1), lora.down
         return tensors | {k: v for k, v in self.control.state_dict().items() if k.startswith(IN_FULL)}
 
 

@@ -11,6 +11,7 @@ from ..demo.styles import STYLES
 from ..seeding import batch_indices
 from ..training.checkpoint import CheckpointStore
 from ..training.loop import TrainSettings, train
+from ..training.lora import LoRASet, attach
 from .parts import follow, publish
 from .unet import drawn_captions, eps_loss, unit_latents
 
@@ -19,37 +20,17 @@ SETTINGS = TrainSettings(steps=1600, lr=2e-3, warmup=30, schedule="cosine", beta
 RANK, BATCH, PICTURES, CLIP_FRAMES = 16, 8, 1536, 512
 
 
-class LowRank(nn.Module):
-    """up(down(x)) beside a frozen layer; `up` starts at zero."""
+def start_like_layers(loras: LoRASet) -> LoRASet:
+    """Initial values of `down` as nn.Linear and nn.Conv2d draw them (uniform within 1 / sqrt(fan in)); `up` stays zero.
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d, rank: int):
-        super().__init__()
-        if isinstance(layer, nn.Linear):
-            self.lora_down = nn.Linear(layer.in_features, rank, bias=False)
-            self.lora_up = nn.Linear(rank, layer.out_features, bias=False)
-        else:
-            self.lora_down = nn.Conv2d(layer.in_channels, rank, layer.kernel_size, layer.stride, layer.padding,
-                                       bias=False)
-            self.lora_up = nn.Conv2d(rank, layer.out_channels, 1, bias=False)
-        nn.init.zeros_(self.lora_up.weight)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.lora_up(self.lora_down(x))
-
-
-def attach(unet: nn.Module, names: dict[str, str], rank: int) -> nn.ModuleDict:
-    """Add a LowRank beside every named layer by forward hooks; `names` maps kohya names to the layers' paths."""
-    loras = nn.ModuleDict()
-    for kohya, path in names.items():
-        layer = unet.get_submodule(path)
-        low_rank = loras[kohya] = LowRank(layer, rank)
-        layer.register_forward_hook(lambda _, inputs, output, low_rank=low_rank: output + low_rank(inputs[0]))
+    The shipped files were trained from these, not from `fresh_factors`. torch draws for `up` too, so that a seed gives
+    what it gave then. Uses torch's random state.
+    """
+    for lora in loras.by_name.values():
+        for factor in (lora.down, lora.up):
+            nn.init.kaiming_uniform_(factor, a=5 ** 0.5)
+        nn.init.zeros_(lora.up)
     return loras
-
-
-def kohya_tensors(loras: nn.ModuleDict, rank: int) -> dict[str, torch.Tensor]:
-    """The LoRA's file: `<name>.lora_up.weight`, `.lora_down.weight` and `.alpha` (= rank: strength 1 is as trained)."""
-    return loras.state_dict() | {f"{name}.alpha": torch.tensor(float(rank)) for name in loras}
 
 
 def train_style(style: str, runs: Path) -> Path:
@@ -61,7 +42,7 @@ def train_style(style: str, runs: Path) -> Path:
     unet = fresh_unet().requires_grad_(False)
     unet.load_state_dict(read_weights("sprite_unet"))
     torch.manual_seed(SETTINGS.seed)
-    loras = attach(unet, lora_names(), RANK)
+    loras = start_like_layers(attach(unet, lora_names(), RANK))
 
     def batches(draw: int):
         index = batch_indices(len(latents), BATCH, SETTINGS.seed, draw)
@@ -73,7 +54,7 @@ def train_style(style: str, runs: Path) -> Path:
 
     store = CheckpointStore(runs / f"lora_{style}.safetensors", {"style": style})
     hours = follow(train(loras, loss, batches, SETTINGS, store), SETTINGS.steps)
-    return publish(f"loras/sprite_{style}", kohya_tensors(loras, RANK), f"Style LoRA of sprite world: {style}.",
+    return publish(f"loras/sprite_{style}", loras.tensors(), f"Style LoRA of sprite world: {style}.",
                    "python -m frozen_diffusion.cli demo-train lora", SETTINGS, hours, {})
 
 

@@ -12,8 +12,9 @@ from frozen_diffusion.modules.demo.oracle import read_pictures
 from frozen_diffusion.modules.demo.pool import draw_pool, signed
 from frozen_diffusion.modules.demo_training.clip import ClipPair, pack
 from frozen_diffusion.modules.demo_training.controlnet import ControlBranch
-from frozen_diffusion.modules.demo_training.lora import RANK, attach, kohya_tensors
+from frozen_diffusion.modules.demo_training.lora import RANK, start_like_layers
 from frozen_diffusion.modules.host import demo
+from frozen_diffusion.modules.training.lora import attach
 
 CAPTIONS = ["a small dog on the left of a blue striped background", "",
             "a large cat on the right of a red plain background, moving left"]
@@ -100,13 +101,24 @@ def test_a_trained_lora_is_the_hosts_lora(comfy, unet, inputs):
     fine_tuned = demo.fresh_unet()
     fine_tuned.load_state_dict(unet.state_dict())
     loras = disturbed(attach(fine_tuned, demo.lora_names(), RANK))
-    tensors = {name: value.detach() for name, value in kohya_tensors(loras, RANK).items()}
-    patched, _ = load_lora_for_models(host_model, None, tensors, 1.0, 0.0)
+    patched, _ = load_lora_for_models(host_model, None, loras.tensors(), 1.0, 0.0)
     with torch.no_grad():
         expected = fine_tuned(x, t, context=context)
         patched.patch_model()
         torch.testing.assert_close(patched.model.diffusion_model(x, t, context=context), expected, atol=1e-5, rtol=0)
         patched.unpatch_model()
+
+
+def test_trainings_start_from_the_values_that_the_shipped_files_were_trained_from():
+    """Those of torch's own layers, one after the other."""
+    network = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Conv2d(2, 5, 3, padding=1))
+    torch.manual_seed(4)
+    loras = start_like_layers(attach(network, {"linear": "0", "conv": "1"}, 3))
+    torch.manual_seed(4)
+    for name, down, up in (("linear", torch.nn.Linear(6, 3, bias=False), torch.nn.Linear(3, 8, bias=False)),
+                           ("conv", torch.nn.Conv2d(2, 3, 3, bias=False), torch.nn.Conv2d(3, 5, 1, bias=False))):
+        assert torch.equal(loras.by_name[name].down, down.weight)
+        assert loras.by_name[name].up.shape == up.weight.shape and loras.by_name[name].up.count_nonzero() == 0
 
 
 def test_a_trained_control_branch_is_the_hosts_control_lora(comfy, unet, inputs, tmp_path):
