@@ -1,48 +1,48 @@
 """Training only a low-rank change of the temporal attentions: less memory, and less is forgotten of a good module."""
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+import re
 
+from torch import Tensor
+
+from ..training.lora import LoRASet, attach, child_name
 from .module import MotionModule
 from .transformer import TemporalAttention
 
-
-class LowRankChange(nn.Module):
-    """W -> W + up down; the identity at initialisation, because `up` starts at zero."""
-
-    def __init__(self, outputs: int, inputs: int, rank: int):
-        super().__init__()
-        self.down = nn.Parameter(torch.randn(rank, inputs) / rank)
-        self.up = nn.Parameter(torch.zeros(outputs, rank))
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight + self.up @ self.down
+PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+PARAMETRIZED = re.compile(r"motion\.(.+)\.parametrizations\.weight\.0\.(down|up)(?![^/])")
 
 
-def adapt_attentions(module: MotionModule, rank: int, seed: int = 0) -> None:
-    """Freeze the temporal layers but for a change of this rank on every projection of their attentions.
+def attention_projections(module: MotionModule) -> list[str]:
+    """Paths of all linear layers of the temporal attentions, in the order in which the U-Net meets them."""
+    paths = {child: path for path, child in module.named_modules()}
+    return [f"{paths[child]}.{projection}"
+            for part in ("down", "mid", "up") for layer in module.layers(part)
+            for child in layer.transformer.modules() if isinstance(child, TemporalAttention)
+            for projection in PROJECTIONS]
+
+
+def adapt_attentions(module: MotionModule, rank: int, seed: int = 0) -> LoRASet:
+    """Freeze the temporal layers and put LoRAs of this rank beside every projection of their attentions.
 
     HARIVO's other parts stay trainable. torch's random state is left as it was.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for part in ("down", "mid", "up"):
-            for layer in module.layers(part):
-                layer.transformer.requires_grad_(False)
-                attentions = [child for child in layer.transformer.modules() if isinstance(child, TemporalAttention)]
-                for attention in attentions:
-                    for linear in (attention.to_q, attention.to_k, attention.to_v, attention.to_out[0]):
-                        change = LowRankChange(*linear.weight.shape, rank).to(linear.weight.device)
-                        parametrize.register_parametrization(linear, "weight", change)
+    for part in ("down", "mid", "up"):
+        for layer in module.layers(part):
+            layer.transformer.requires_grad_(False)
+    return attach(module, {path: path for path in attention_projections(module)}, rank, seed=seed)
 
 
-def plain_state(module: MotionModule) -> dict[str, Tensor]:
-    """The state_dict on the CPU with the changes added to the weights, under the usual names."""
-    state = module.state_dict()
-    for name, child in module.named_modules():
-        if parametrize.is_parametrized(child, "weight"):
-            state = {key: value for key, value in state.items() if not key.startswith(f"{name}.parametrizations.")}
-            state[f"{name}.weight"] = child.weight
+def plain_state(module: MotionModule, loras: LoRASet | None = None) -> dict[str, Tensor]:
+    """The state_dict on the CPU, with the changes of the LoRAs added to the weights."""
+    state = module.state_dict() if loras is None else loras.merged(module.state_dict())
     return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+
+def current_key(key: str) -> str:
+    """A key of a training's checkpoint as it is now.
+
+    Once the factors were parametrizations of the module's weights: `weight/motion.<path>.parametrizations.weight.0.up`
+    is `weight/lora.<path>.up` of a LoRASet, and so for average and optimizer.
+    """
+    return PARAMETRIZED.sub(lambda match: f"lora.{child_name(match[1])}.{match[2]}", key)
