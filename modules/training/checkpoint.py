@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -22,11 +22,12 @@ class CheckpointStore:
         about: what the run is about (names of the model and the data, say). A checkpoint made for something
             else is refused when resuming.
         assumed: what a checkpoint was made with that is older than an entry of `about` and does not hold it.
+        current_key: what a tensor of an older checkpoint is called now; str leaves all names as they are.
     """
 
     def __init__(self, path: str | Path, provenance: Mapping[str, str] | None = None,
-                 assumed: Mapping[str, str] | None = None):
-        self.path = Path(path)
+                 assumed: Mapping[str, str] | None = None, current_key: Callable[[str], str] = str):
+        self.path, self.current_key = Path(path), current_key
         self.provenance, self.assumed = dict(provenance or {}), dict(assumed or {})
 
     def exists(self) -> bool:
@@ -73,4 +74,4 @@ class CheckpointStore:
                 raise CheckpointError(
                     f"The checkpoint {self.path} was made with {name} {made.get(name)!r}, this run "
                     f"has {value!r}. Use the same, or give another checkpoint name.")
-        return load_file(str(self.path)), facts
+        return {self.current_key(name): tensor for name, tensor in load_file(str(self.path)).items()}, facts

@@ -48,7 +48,7 @@ class Driver:
         """Where checkpoints go; what is not to be resumed has been set aside."""
         if self.checkpoint is None:
             return None
-        store = CheckpointStore(self.checkpoint, assumed=self.subject.assumed)
+        store = CheckpointStore(self.checkpoint, assumed=self.subject.assumed, current_key=self.subject.current_key)
         if store.exists() and not self.resume and self.processes.is_first:
             store.path.replace(store.path.with_suffix(".previous.safetensors"))
         self.processes.wait()

@@ -5,7 +5,7 @@ A runner (a node by host/train_node.py, the command line by host/train_command.p
 """
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -47,12 +47,14 @@ class Subject(Protocol):
     Attributes:
         settings, sample_every: how the loop runs.
         assumed: what checkpoints were made with that are older than an entry of `provenance`.
+        current_key: what a tensor of an older checkpoint is called now; str where names have stayed.
         trained, ema, memory: see `loop.train`; there once `prepare` was called. `memory` may be None.
     """
 
     settings: TrainSettings
     sample_every: int
     assumed: Mapping[str, str]
+    current_key: Callable[[str], str]
     trained: nn.Module
     ema: MovingAverage | None
     memory: nn.Module | None

@@ -1,10 +1,14 @@
 """A training that was cut short, lengthened or changed, in the host: what goes on, and what is refused."""
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import comfy.model_management
 import pytest
+from motion_examples import TINY
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from training_examples import RECIPE, Squares, WordClip, prepared, preview_vae, run, same, state, trained
 
 from frozen_diffusion.modules.motion.module import MotionConfig
@@ -81,3 +85,25 @@ def test_another_start_text_or_data_is_not_resumed(setup, monkeypatch):
     monkeypatch.setattr(Squares, "caption", lambda self, index: "another")
     with pytest.raises(CheckpointError, match="made with clips"):
         run(setup())
+
+
+def test_a_lora_training_goes_on_also_from_a_checkpoint_of_parametrized_weights(setup, tmp_path):
+    """As earlier releases named them: the changes were parts of the module, not LoRAs beside it."""
+    recipe = replace(RECIPE, lora_rank=2)
+    whole = setup(recipe=recipe, warm=trained(TINY), name="whole")
+    expected = run(whole)
+    before = run(setup(recipe=recipe, warm=trained(TINY), name="cut"), stop_after=2)
+    path = tmp_path / "cut.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    old = {}
+    for name, tensor in load_file(path).items():
+        if lora := re.fullmatch(r"(\w+)/lora\.(.+)\.(down|up)(/\w+)?", name):
+            kind, layer, factor, rest = lora.groups("")
+            name = f"{kind}/motion.{layer.replace('/', '.')}.parametrizations.weight.0.{factor}{rest}"
+        old[name] = tensor
+    assert sum(".parametrizations." in name for name in old) == 21 * 8 * 2 * 5     # weight, average, three of AdamW
+    save_file(old, path, metadata)
+    second = setup(recipe=recipe, warm=trained(TINY), name="cut")
+    assert before + run(second) == expected
+    assert same(state(second.result()), state(whole.result()))

@@ -15,7 +15,7 @@ from ...files.provenance import same_model, tells_weights
 from ...motion.module import MotionConfig, MotionModule, fresh_motion_module
 from ...motion.recipe import FRESH_SCHEDULE, MotionRecipe
 from ...motion.smoothness import check_videos, unit_length
-from ...motion.temporal_lora import adapt_attentions, plain_state
+from ...motion.temporal_lora import adapt_attentions, current_key, plain_state
 from ...motion.total_loss import LossMemory, TotalLoss, fresh_head
 from ...seeding import stream
 from ...training.denoising import ddim, denoising_loss
@@ -40,6 +40,7 @@ class MotionSubject:
     together.
     """
 
+    current_key = staticmethod(current_key)
     assumed = {"DC negatives": "queue", "DC head": "mlp"}      # of checkpoints from before these could be chosen
 
     def __init__(self, model, vae, clip, source: ClipSource, recipe: MotionRecipe,
@@ -80,11 +81,13 @@ class MotionSubject:
             if comfy.model_management.get_torch_device().type != "cpu":
                 comfy.model_management.unload_all_models()
             self.module, self.taken = build_module(self.config, recipe.seed, self.warm)
-            if recipe.lora_rank:
-                adapt_attentions(self.module, recipe.lora_rank, recipe.seed)
+            self.loras = adapt_attentions(self.module, recipe.lora_rank, recipe.seed) if recipe.lora_rank else None
             self.predict = FrozenCopy(self.model, self.module, self.frames, recipe.precision == "bf16",
                                       recipe.gradient_checkpointing, watch=bool(recipe.trs or recipe.dc))
             self.trained = nn.ModuleDict({"motion": self.module})
+            if self.loras is not None:
+                self.trained["lora"] = self.loras.to(self.predict.device)
+            self.compared = list(trainable(self.trained).values())      # by HARIVO's losses: all but their head
             if recipe.dc and recipe.dc_head == "mlp":
                 self.trained["head"] = fresh_head(self.bottleneck, recipe.seed).to(self.predict.device)
             self.ema = MovingAverage(self.trained, recipe.ema)
@@ -99,7 +102,7 @@ class MotionSubject:
         if self.memory is None:
             return denoise
         head = self.trained["head"] if "head" in self.trained else unit_length
-        return TotalLoss(denoise, self.predict.features, trainable(self.module).values(), self.memory, recipe.trs,
+        return TotalLoss(denoise, self.predict.features, self.compared, self.memory, recipe.trs,
                          recipe.trs_from, recipe.dc, head, recipe.accumulate, recipe.dc_negatives)
 
     def batch(self, draw: int) -> ClipBatch:
@@ -162,7 +165,7 @@ class MotionSubject:
     def result(self, name: str, steps: int) -> LoadedMotion:
         """The averaged weights as a MOTION_MODULE."""
         with torch.inference_mode(False), torch.no_grad(), self.ema.applied(self.trained):
-            state = plain_state(self.module)
+            state = plain_state(self.module, self.loras)
         metadata = {"train_data": self.clips.source.report().partition("\n")[0], "train_steps": str(steps)}
         if self.warm:
             metadata["started_from"] = self.warm.source
