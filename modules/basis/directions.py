@@ -47,7 +47,7 @@ def carry(source: LatentBasis, direction: int, target: LatentBasis, space: str =
 
 
 def without_figures(provenance: Mapping[str, str]) -> dict[str, str]:
-    """`about` without what a solver told: for directions that none computed."""
+    """`provenance` without what a solver told: for directions that none computed."""
     return {key: told for key, told in provenance.items() if key not in SOLVER_FIGURES}
 
 

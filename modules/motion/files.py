@@ -101,7 +101,7 @@ def is_our_file(path: Path) -> bool:
 
 
 def write_motion_file(path: str | Path, module: MotionModule, metadata: Mapping[str, str] | None = None) -> None:
-    """Write our format: safetensors, AnimateDiff's keys, the configuration and `about` in the metadata.
+    """Write our format: safetensors, AnimateDiff's keys, the configuration and `metadata`.
 
     The file appears complete or not at all. Raises OSError naming folder, size and free space when it cannot
     be written; nothing is left behind then.

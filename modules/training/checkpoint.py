@@ -21,7 +21,7 @@ class CheckpointStore:
         path: where it is kept, e.g. "runs/motion.safetensors".
         about: what the run is about (names of the model and the data, say). A checkpoint made for something
             else is refused when resuming.
-        assumed: what a checkpoint was made with that is older than an entry of `about` and does not hold it.
+        assumed: what a checkpoint was made with that is older than an entry of `provenance` and does not hold it.
         current_key: what a tensor of an older checkpoint is called now; str leaves all names as they are.
     """
 

@@ -1,4 +1,4 @@
-"""The latent basis in the host: computing it, and directions from prompts. latent_edit.py edits along it."""
+"""The latent basis in the host: computing it, and directions from prompts. edit.py edits along it."""
 from __future__ import annotations
 
 from collections.abc import Callable
