@@ -13,7 +13,8 @@ from ..demo.pool import Pool, draw_pool, signed
 from ..seeding import batch_indices, seed_for
 from ..training.checkpoint import CheckpointStore
 from ..training.ema import MovingAverage
-from ..training.loop import TrainSettings, train
+from ..training.loop import train
+from ..training.settings import TrainSettings
 from .parts import follow, publish
 
 SETTINGS = TrainSettings(steps=1100, lr=1.5e-3, warmup=100, schedule="cosine", betas=(0.9, 0.98), weight_decay=0.02,

@@ -13,8 +13,9 @@ from torch import nn
 from ..demo.pool import draw_pool, signed
 from ..seeding import batch_indices
 from ..training.checkpoint import CheckpointStore
-from ..training.loop import TrainSettings, train
+from ..training.loop import train
 from ..training.lora import attach
+from ..training.settings import TrainSettings
 from .lora import start_like_layers
 from .parts import follow, publish
 from .unet import drawn_captions, eps_loss, unit_latents

@@ -10,8 +10,9 @@ from ..demo.pool import draw_pool
 from ..demo.styles import STYLES
 from ..seeding import batch_indices
 from ..training.checkpoint import CheckpointStore
-from ..training.loop import TrainSettings, train
+from ..training.loop import train
 from ..training.lora import LoRASet, attach
+from ..training.settings import TrainSettings
 from .parts import follow, publish
 from .unet import drawn_captions, eps_loss, unit_latents
 

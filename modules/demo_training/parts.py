@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import save_file
 
 from ..host.boot import PACK
-from ..training.loop import StepRecord, TrainSettings
+from ..training.loop import StepRecord
+from ..training.settings import TrainSettings
 
 WEIGHTS = PACK / "weights"
 LICENCE = "Apache-2.0; the sprites are drawn with Noto Color Emoji (SIL OFL 1.1)"

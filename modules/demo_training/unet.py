@@ -17,7 +17,8 @@ from ..seeding import batch_indices, seed_for
 from ..training.checkpoint import CheckpointStore
 from ..training.denoising import snr_weight
 from ..training.ema import MovingAverage, copy_weights, trainable
-from ..training.loop import TrainSettings, train
+from ..training.loop import train
+from ..training.settings import TrainSettings
 from .parts import follow, publish
 
 SETTINGS = TrainSettings(steps=6000, lr=8e-4, warmup=300, schedule="cosine", betas=(0.9, 0.99), weight_decay=1e-2,

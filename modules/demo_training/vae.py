@@ -11,7 +11,8 @@ from ..demo.vae import SpriteVAE, vae_loss
 from ..seeding import batch_indices
 from ..training.checkpoint import CheckpointStore
 from ..training.ema import MovingAverage
-from ..training.loop import TrainSettings, train
+from ..training.loop import train
+from ..training.settings import TrainSettings
 from .parts import follow, publish
 
 SETTINGS = TrainSettings(steps=3000, lr=1.2e-3, warmup=100, schedule="cosine", betas=(0.9, 0.99),

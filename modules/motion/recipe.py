@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..training.loop import TrainSettings
+from ..training.settings import TrainSettings
 
 FRESH_SCHEDULE = "sqrt_linear"      # linear betas, with which AnimateDiff was trained; the name is the host's
 NEGATIVES = ("batch", "queue")      # what DC compares a clip with: the batch's other clips, or clips of earlier steps

@@ -1,8 +1,8 @@
 """The one training loop: a generator of step records. It knows nothing of what is trained.
 
-    average = MovingAverage(model)
-    store = CheckpointStore("runs/vae.safetensors", about={"data": "sprite world"})
-    for record in train(model, loss, batches, TrainSettings(steps=1000, lr=1e-3), store, average):
+    ema = MovingAverage(model)
+    store = CheckpointStore("runs/vae.safetensors", provenance={"data": "sprite world"})
+    for record in train(model, loss, batches, TrainSettings(steps=1000, lr=1e-3), store, ema):
         print(record.step, record.loss)
 
     batches(draw)           -> batch    any object; a function of the number of the draw, 0, 1, ...
@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,44 +30,14 @@ from torch import Tensor, nn
 from ..seeding import seed_for, stream
 from .checkpoint import CheckpointError, CheckpointStore
 from .ema import MovingAverage, copy_weights, trainable
-from .optimizer import Kind, Optimizer
+from .optimizer import Optimizer
 from .processes import Processes
-from .updates import Loss, Update, check_updates, parameters_of
-
-MAY_DIFFER = {"steps", "checkpoint_every", "lr", "precision", "grad_clip"}     # from the run that is resumed
+from .settings import MAY_DIFFER, TrainSettings, learning_rate
+from .updates import Loss, Update, check_updates, of_optimizer, parameters_of
 
 
 class NonFiniteError(RuntimeError):
     """The loss or the gradient is NaN or infinite."""
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How to train. The defaults are AnimateDiff's (harivo.md 3: AdamW, constant rate, clipping at 1)."""
-
-    steps: int
-    lr: float = 1e-4
-    warmup: int = 0                                     # steps of linear warm-up
-    schedule: Literal["constant", "cosine"] = "constant"
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 1e-2
-    optimizer: Kind = "adamw"                           # muon: for matrices; the rest stays with AdamW
-    grad_clip: float = 1.0                              # largest gradient norm; 0 = no clipping
-    accumulate: int = 1                                 # draws per step
-    seed: int = 0
-    precision: Literal["fp32", "bf16"] = "fp32"         # bf16: autocast, the weights stay fp32
-    checkpoint_every: int = 500                         # steps; the end and a cancel are always saved
-
-    def __post_init__(self):
-        for name, lowest in {"steps": 1, "warmup": 0, "accumulate": 1, "checkpoint_every": 1}.items():
-            if getattr(self, name) < lowest:
-                raise ValueError(f"{name} must be at least {lowest}; {getattr(self, name)} was given.")
-        if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise ValueError(f"The learning rate must be positive, e.g. 1e-4; {self.lr} was given.")
-        for name, allowed in {"schedule": ("constant", "cosine"), "precision": ("fp32", "bf16"),
-                              "optimizer": get_args(Kind)}.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be {' or '.join(allowed)}; {getattr(self, name)!r} was given.")
 
 
 @dataclass(frozen=True)
@@ -84,17 +54,6 @@ class StepRecord:
     lr: float
     seconds: float
     extras: Mapping[str, float] = field(default_factory=dict)
-
-
-def learning_rate(settings: TrainSettings, step: int, lr: float | None = None) -> float:
-    """The rate of step `step` (from 0): linear warm-up, then constant or half a cosine down to 0; `lr` or settings'."""
-    lr = settings.lr if lr is None else lr
-    if step < settings.warmup:
-        return lr * (step + 1) / settings.warmup
-    if settings.schedule == "constant":
-        return lr
-    progress = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
-    return lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def train(model: nn.Module, loss: Loss | Sequence[Update], batches: Callable[[int], Any], settings: TrainSettings,
@@ -149,7 +108,7 @@ class _Run:
         with _training_mode():
             for update in updates:
                 if update.weights not in self.optimizers:
-                    chosen = self.chosen[update.weights] = _of_optimizer(update, settings)
+                    chosen = self.chosen[update.weights] = of_optimizer(update, settings)
                     self.optimizers[update.weights] = Optimizer(
                         chosen["kind"], parameters_of(update, self.weights), lr_scale, chosen["betas"],
                         chosen["weight_decay"], decay_scale)
@@ -288,19 +247,12 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
-def _of_optimizer(update: Update, settings: TrainSettings) -> dict:
-    """The settings of an update's optimizer, those of the training where it has none."""
-    given = {"lr": settings.lr, "betas": settings.betas, "weight_decay": settings.weight_decay,
-             "kind": settings.optimizer, "grad_clip": settings.grad_clip}
-    return given | {name: value for name, value in asdict(update.optimizer).items() if value is not None}
-
-
 def _told(updates: Sequence[Update], settings: TrainSettings) -> list[list] | None:
     """What a checkpoint keeps of several updates, but for what may differ."""
     if len(updates) == 1:
         return None
     return [[update.name, update.weights, update.every] + [
-        _plain(value) for name, value in _of_optimizer(update, settings).items() if name not in MAY_DIFFER]
+        _plain(value) for name, value in of_optimizer(update, settings).items() if name not in MAY_DIFFER]
         for update in updates]
 
 

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from .ema import MovingAverage
-from .loop import StepRecord, TrainSettings
+from .loop import StepRecord
+from .settings import TrainSettings
 from .updates import Loss, Update
 
 

@@ -6,13 +6,14 @@ with the discriminator's optimizer.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .optimizer import Kind
+from .settings import TrainSettings
 
 Loss = Callable[[Any, torch.Generator], "Tensor | tuple[Tensor, Mapping[str, float]]"]
 
@@ -50,6 +51,13 @@ class Update:
     def __post_init__(self):
         if self.every < 1:
             raise ValueError(f"An update acts every 1 or more steps; {self.every} was given for {self.name!r}.")
+
+
+def of_optimizer(update: Update, settings: TrainSettings) -> dict[str, Any]:
+    """The settings of an update's optimizer by the names of `OptimizerSettings`: the training's where it has none."""
+    given = {"lr": settings.lr, "betas": settings.betas, "weight_decay": settings.weight_decay,
+             "kind": settings.optimizer, "grad_clip": settings.grad_clip}
+    return given | {name: value for name, value in asdict(update.optimizer).items() if value is not None}
 
 
 def parameters_of(update: Update, trained: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:

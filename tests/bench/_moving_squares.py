@@ -31,7 +31,8 @@ from frozen_diffusion.modules.seeding import stream
 from frozen_diffusion.modules.training.denoising import ddim, denoising_loss
 from frozen_diffusion.modules.training.driver import Driver
 from frozen_diffusion.modules.training.ema import MovingAverage
-from frozen_diffusion.modules.training.loop import TrainSettings, train
+from frozen_diffusion.modules.training.loop import train
+from frozen_diffusion.modules.training.settings import TrainSettings
 from testhost.models import tiny_sd15
 
 FRAMES, PIXELS, SIDE, PACE, CELL = 8, 64, 20, 5, 8         # pixels; PACE a frame, CELL a latent

@@ -29,7 +29,8 @@ from frozen_diffusion.modules.motion.total_loss import LossMemory, TotalLoss, fr
 from frozen_diffusion.modules.seeding import stream
 from frozen_diffusion.modules.training.denoising import denoising_loss
 from frozen_diffusion.modules.training.ema import trainable
-from frozen_diffusion.modules.training.loop import TrainSettings, train
+from frozen_diffusion.modules.training.loop import train
+from frozen_diffusion.modules.training.settings import TrainSettings
 
 SIDE = 64                               # of a latent picture in sampling
 ROUNDS, WARM = 5, 1                     # of the sampling step

@@ -22,7 +22,8 @@ from frozen_diffusion.modules.motion.module import MotionConfig
 from frozen_diffusion.modules.seeding import stream
 from frozen_diffusion.modules.training.denoising import denoising_loss
 from frozen_diffusion.modules.training.ema import MovingAverage
-from frozen_diffusion.modules.training.loop import TrainSettings, autocast, train
+from frozen_diffusion.modules.training.loop import autocast, train
+from frozen_diffusion.modules.training.settings import TrainSettings
 from testhost.models import SD15, initialise
 
 STEPS = 2

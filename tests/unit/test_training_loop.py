@@ -13,7 +13,8 @@ from frozen_diffusion.modules.files import atomic_write
 from frozen_diffusion.modules.seeding import batch_indices, stream
 from frozen_diffusion.modules.training.checkpoint import CheckpointError, CheckpointStore
 from frozen_diffusion.modules.training.ema import MovingAverage
-from frozen_diffusion.modules.training.loop import NonFiniteError, TrainSettings, learning_rate, train
+from frozen_diffusion.modules.training.loop import NonFiniteError, train
+from frozen_diffusion.modules.training.settings import TrainSettings, learning_rate
 
 
 def network() -> nn.Module:

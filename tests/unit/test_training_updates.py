@@ -12,7 +12,8 @@ from torch import nn
 from frozen_diffusion.modules.seeding import batch_indices, stream
 from frozen_diffusion.modules.training.checkpoint import CheckpointError, CheckpointStore
 from frozen_diffusion.modules.training.ema import MovingAverage
-from frozen_diffusion.modules.training.loop import NonFiniteError, TrainSettings, train
+from frozen_diffusion.modules.training.loop import NonFiniteError, train
+from frozen_diffusion.modules.training.settings import TrainSettings
 from frozen_diffusion.modules.training.updates import OptimizerSettings, Update
 
 SETTINGS = TrainSettings(steps=10, lr=2e-3, betas=(0.0, 0.99), weight_decay=0.0, checkpoint_every=4)
