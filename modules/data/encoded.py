@@ -4,18 +4,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
-from ..files.atomic_write import CheckpointError, save_atomically
 from ..seeding import batch_indices, seed_for, stream
+from .cache import WHOLE, Share, TensorCache, digest, part
 from .clips import ClipSource
+
+PIECE = "An encoded clip"
+ADVICE = "Run the {} in float32 (start ComfyUI with --fp32-vae --fp32-text-enc), or remove the clip."
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,9 @@ class EncodedClips:
 
     def __init__(self, source: ClipSource, codec: Codec, folder: Path):
         self.source, self.codec = source, codec
-        captions = sorted({source.caption(index) for index in range(len(source))} | {""})
-        self._latents = [folder / "latents" / _name(codec.vae_name, source.key(index))
-                         for index in range(len(source))]
-        self._text = {caption: folder / "text" / _name(codec.clip_name, caption) for caption in captions}
+        self._captions = sorted({source.caption(index) for index in range(len(source))} | {""})
+        self._latents, self._text = (TensorCache(folder / name, PIECE) for name in ("latents", "text"))
+        self._keys = [(codec.vae_name, source.key(index)) for index in range(len(source))]
 
     def __len__(self) -> int:
         return len(self.source)
@@ -66,36 +65,40 @@ class EncodedClips:
     @property
     def name(self) -> str:
         """Of the set's latents and captions: a checkpoint trained on them is resumed on no others."""
-        return _digest(*(path.name for path in self._latents), *map(self.source.caption, range(len(self))))
+        return digest(*(self._latents.path(key).name for key in self._keys),
+                      *map(self.source.caption, range(len(self))))
 
-    def encode(self, share: tuple[int, int] = (0, 1)) -> Iterator[tuple[int, int]]:
-        """Encode what is missing, or share number i of n of it; yields (pieces done, pieces in all), once for what was
-        there already.
+    def encode(self, share: Share = WHOLE) -> Iterator[tuple[int, int]]:
+        """Encode what is missing; yields (pieces done, pieces in all), once for what was there already.
 
-        Raises ValueError for latents that are not finite, CheckpointError when the disk is full.
+        With `share` = (index, count), process number `index` of `count` does its part only, and counts that: every
+        process has to be through before one of them reads. Raises ValueError for latents that are not finite,
+        CheckpointError when the disk is full.
         """
-        missing_text = [caption for caption, path in self._text.items() if not _is_whole(path)][share[0]::share[1]]
-        missing = [index for index, path in enumerate(self._latents) if not _is_whole(path)][share[0]::share[1]]
-        total = len(self._text) + len(self)
+        missing_text = self._text.missing([self._text_key(caption) for caption in self._captions], share)
+        missing = self._latents.missing(self._keys, share)
+        total = len(part(range(len(self._captions)), share)) + len(part(range(len(self)), share))
         done = total - len(missing_text) - len(missing)
         yield done, total
-        for caption in missing_text:
+        for caption in (self._captions[index] for index in missing_text):
             text = self.codec.text(caption)
             tensors = {"tokens": text.tokens} | ({} if text.pooled is None else {"pooled": text.pooled})
-            _write(self._text[caption], tensors, f"the caption {caption!r}", "text model")
+            self._text.write(self._text_key(caption), tensors, f"the caption {caption!r}", "text model",
+                             ADVICE.format("text model"))
             yield (done := done + 1), total
         for index in missing:
             latents = self.codec.latents(self.source.pixels(index))
-            _write(self._latents[index], {"latents": latents}, f"clip {index + 1}", "VAE")
+            self._latents.write(self._keys[index], {"latents": latents}, f"clip {index + 1}", "VAE",
+                                ADVICE.format("VAE"))
             yield (done := done + 1), total
 
     def latents(self, index: int) -> Tensor:
         """[F, C, h, w] float32."""
-        return _read(self._latents[index])["latents"]
+        return self._latents.read(self._keys[index])["latents"]
 
     def text(self, caption: str) -> Text:
         """Of a caption of the set, or of the empty one."""
-        tensors = _read(self._text[caption])
+        tensors = self._text.read(self._text_key(caption))
         return Text(tensors["tokens"], tensors.get("pooled"))
 
     def batch(self, size: int, frames: int, dropout: float, seed: int, draw: int, scattered: bool = False) -> ClipBatch:
@@ -117,6 +120,9 @@ class EncodedClips:
             videos.append(seed_for("video", self.source.video(index)))
         return ClipBatch(torch.stack(latents), stack_texts(texts), tuple(videos), frame_indices)
 
+    def _text_key(self, caption: str) -> tuple[str, str]:
+        return self.codec.clip_name, caption
+
 
 def stack_texts(texts: list[Text]) -> Text:
     """One batch of texts whose lengths may differ: each is repeated up to their least common multiple.
@@ -127,37 +133,3 @@ def stack_texts(texts: list[Text]) -> Text:
     tokens = torch.cat([text.tokens.repeat(1, length // text.tokens.shape[1], 1) for text in texts])
     pooled = [text.pooled for text in texts if text.pooled is not None]
     return Text(tokens, torch.cat(pooled) if pooled else None)
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether the cache holds the file; a damaged one counts as missing and is made again."""
-    try:
-        with safe_open(str(path), framework="pt"):
-            return True
-    except (OSError, SafetensorError):
-        return False
-
-
-def _name(*names: str) -> str:
-    return f"{_digest(*names)}.safetensors"
-
-
-def _digest(*names: str) -> str:
-    return blake2b("\n".join(names).encode(), digest_size=12).hexdigest()
-
-
-def _write(path: Path, tensors: dict[str, Tensor], what: str, model: str) -> None:
-    for tensor in tensors.values():
-        if not tensor.isfinite().all():
-            raise ValueError(f"The {model} gave values for {what} that are not finite. Run the {model} in "
-                             "float32 (start ComfyUI with --fp32-vae --fp32-text-enc), or remove the clip.")
-    try:
-        save_atomically(path, {name: tensor.half().contiguous() for name, tensor in tensors.items()}, {},
-                        "An encoded clip")
-    except CheckpointError:
-        if not _is_whole(path):         # else another training with this cache has just written it
-            raise
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    return {name: tensor.float() for name, tensor in load_file(str(path)).items()}

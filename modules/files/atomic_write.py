@@ -16,13 +16,14 @@ class CheckpointError(RuntimeError):
     """A checkpoint, or what a training keeps beside it, could not be written, read, or does not belong to this run."""
 
 
-def write_atomically(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], what: str) -> None:
+def write_atomically(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], what: str,
+                     writer: str = "") -> None:
     """Write `what` (e.g. "The motion module") to `path`, which holds either the old file or the whole new one.
 
-    Folders are made. Raises OSError naming folder, size and free space when it cannot be written; nothing is left
-    behind then.
+    Folders are made. `writer` tells apart those who may write the same file at the same time. Raises OSError naming
+    folder, size and free space when it cannot be written; nothing is left behind then.
     """
-    draft = path.with_name(f".{path.name}.part")
+    draft = path.with_name(f".{path.name}.{writer}.part" if writer else f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(dict(tensors), draft, metadata=dict(metadata))

@@ -58,6 +58,30 @@ def test_everything_is_encoded_once(tmp_path):
     assert torch.equal(again.latents(3), Source().pixels(3)[:, :, ::8, ::8].float())
 
 
+def test_encoded_clips_keep_their_file_names(tmp_path):
+    """As versions before this class wrote them: caches of then stay valid."""
+    clips = EncodedClips(Source(), Codec(), tmp_path)
+    list(clips.encode())
+    found = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    assert found == [f"{name}.safetensors" for name in (
+        "latents/2819c5a260e83bc3f5309c21", "latents/482c2ecb956d9614fd5cb387", "latents/758cb44fce3fc6efdafe6825",
+        "latents/b190e09d6b16ecec3ebeb3da", "latents/c5e2b6ab9873b1980a0b7643", "text/20d2b078b01159f94795d87b",
+        "text/255ca703bd4e2cfdff2ed4c3", "text/d8f04bcfef13d2bcedeef8a5")]
+    assert clips.name == "9aa1933b1f8c004f3d5fa497"
+
+
+def test_two_processes_encode_their_parts(tmp_path):
+    counts, calls = [], []
+    for index in range(2):
+        clips = EncodedClips(Source(), Codec(), tmp_path)
+        counts.append(list(clips.encode(share=(index, 2))))
+        calls += clips.codec.calls
+    assert counts == [[(n, 5) for n in range(6)], [(n, 3) for n in range(4)]]
+    assert sorted(calls) == ["", "clip 0", "clip 1"] + ["latents"] * 5
+    whole = EncodedClips(Source(), Codec(), tmp_path)
+    assert list(whole.encode()) == [(8, 8)] and list(whole.encode(share=(1, 2))) == [(3, 3)]
+
+
 def test_interrupted_damaged_and_foreign_files(tmp_path):
     clips = EncodedClips(Source(), Codec(), tmp_path)
     for done, _ in clips.encode():
