@@ -9,7 +9,8 @@ from pathlib import Path
 from torch import Tensor
 
 from ..seeding import seed_for
-from .captions import CaptionTableError, read_captions
+from .caption_tables import CaptionTableError
+from .captions import read_captions
 from .clips import ClipSettings
 from .folder_files import find_files, folders_below, listed, relative_name
 from .frames import CONVERSIONS, BrokenVideoError
