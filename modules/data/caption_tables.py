@@ -1,8 +1,9 @@
-"""The captions of a folder of clips in a table: which row is meant for which file."""
+"""The captions of a folder of clips or pictures in a table: which row is meant for which file."""
 from __future__ import annotations
 
 import codecs
 import csv
+import json
 import posixpath
 import re
 import unicodedata
@@ -11,8 +12,9 @@ from pathlib import Path
 
 from .folder_files import listed, relative_name
 
-FILE_COLUMNS = ("file", "filename", "file_name", "video", "path", "name")
+FILE_COLUMNS = ("file", "filename", "file_name", "video", "path", "name", "image")
 TEXT_COLUMNS = ("caption", "text", "prompt")
+JSON_TABLES = ("metadata.jsonl", "captions.jsonl")
 FIRST_ROWS = 5                      # that are named of those that fit nothing
 WINDOWS = "cp1252"
 BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
@@ -24,12 +26,18 @@ class CaptionTableError(ValueError):
     """A table of captions cannot be used; the message says why."""
 
 
-def read_table(folder: Path, paths: Sequence[Path], tick: Callable[[], None]) -> tuple[dict[Path, str], list[str]]:
-    """The captions in the one .csv of the folder, and notes about its rows. Raises CaptionTableError."""
+def read_table(folder: Path, paths: Sequence[Path], tick: Callable[[], None], kind: str
+               ) -> tuple[dict[Path, str], list[str]]:
+    """The captions in the one .csv of the folder, else in its metadata.jsonl, and notes about the rows.
+
+    `kind` is what `paths` are, e.g. "picture". Raises CaptionTableError.
+    """
     tables = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".csv")
+    tables = tables or sorted(path for path in folder.iterdir() if path.name.lower() in JSON_TABLES)
     if len(tables) > 1:
         names = ", ".join(table.name for table in tables)
-        raise CaptionTableError(f"{folder} holds several .csv files ({names}); keep the one with the captions.")
+        raise CaptionTableError(f"{folder} holds several {tables[0].suffix} files ({names}); keep the one with the "
+                                "captions.")
     if not tables:
         return {}, []
     table = tables[0]
@@ -37,7 +45,7 @@ def read_table(folder: Path, paths: Sequence[Path], tick: Callable[[], None]) ->
         encodings = encodings_of(file.read(4096))
     for encoding in encodings:
         try:
-            captions, notes = _match_rows(table, encoding, folder, paths, tick)
+            captions, notes = _match_rows(table, encoding, folder, paths, tick, kind)
         except UnicodeDecodeError:
             continue
         except csv.Error as error:
@@ -58,13 +66,13 @@ def encodings_of(data: bytes) -> list[str]:
     return ["utf-8", WINDOWS]
 
 
-def _match_rows(table: Path, encoding: str, folder: Path, paths: Sequence[Path], tick: Callable[[], None]
-                ) -> tuple[dict[Path, str], list[str]]:
+def _match_rows(table: Path, encoding: str, folder: Path, paths: Sequence[Path], tick: Callable[[], None],
+                kind: str) -> tuple[dict[Path, str], list[str]]:
     """The caption of each path by the row that names it best; of equally good ones the last."""
     names = _Names(folder, paths)
     best: dict[Path, tuple[int, str]] = {}
     unmatched, lost, short, doubled = 0, [], [], set()
-    for number, files, caption in _rows(table, encoding):
+    for number, files, caption in (_json_rows if table.suffix.lower() == ".jsonl" else _rows)(table, encoding):
         if number % 10_000 == 0:
             tick()
         if caption is None:
@@ -83,7 +91,7 @@ def _match_rows(table: Path, encoding: str, folder: Path, paths: Sequence[Path],
     notes = []
     if unmatched:
         more = f" and {unmatched - len(lost)} more" if unmatched > len(lost) else ""
-        notes.append(f"{table.name}: rows that name no video or sequence: {', '.join(lost)}{more}")
+        notes.append(f"{table.name}: rows that name no {kind}: {', '.join(lost)}{more}")
     if short:
         notes.append(f"{table.name}: rows without a caption column: {listed(short)}")
     if doubled:
@@ -118,6 +126,32 @@ def _rows(table: Path, encoding: str) -> Iterator[tuple[int, list[str], str | No
                 continue
             bare = row[file_name].strip()
             yield number, [bare] if page is None else [f"{row[page].strip()}/{bare}", bare], row[caption].strip()
+
+
+def _json_rows(table: Path, encoding: str) -> Iterator[tuple[int, list[str], str | None]]:
+    """As `_rows`, of a table with one JSON object a line, as Hugging Face's folders of images and videos have them."""
+    with table.open(encoding=encoding) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                row = {name.strip().lower(): value for name, value in row.items()}
+            except (json.JSONDecodeError, AttributeError) as error:
+                raise CaptionTableError(f"{table} cannot be read as a table: line {number} is no JSON object, it reads "
+                                        f"{line.strip()[:80]!r}.") from error
+            name = next((row[column] for column in FILE_COLUMNS if column in row), None)
+            if not isinstance(name, str):
+                raise CaptionTableError(f"{table} needs the name of a file in each line ({', '.join(FILE_COLUMNS)}) "
+                                        f"and a caption ({', '.join(TEXT_COLUMNS)}); line {number} reads "
+                                        f"{line.strip()[:80]!r}.")
+            yield number, [name.strip()], caption_in(row)
+
+
+def caption_in(row: dict) -> str | None:
+    """The caption among the values of a JSON object, None if there is none."""
+    text = next((row[column] for column in TEXT_COLUMNS if isinstance(row.get(column), str)), None)
+    return text if text is None else " ".join(text.split())
 
 
 def _columns(header: list[str]) -> tuple[int | None, int, int] | None:

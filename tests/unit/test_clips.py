@@ -159,6 +159,25 @@ def test_captions_from_text_files_and_csv(tmp_path):
         find_clips(tmp_path, SMALL)
 
 
+def test_captions_from_a_table_of_json_lines(tmp_path):
+    """As Hugging Face's folders of images and videos have them; a .csv goes first."""
+    write_video(tmp_path / "a.mp4", moving(25))
+    write_video(tmp_path / "b.mp4", moving(25))
+    table = tmp_path / "metadata.jsonl"
+    table.write_text('{"file_name": "a.mp4", "text": "a square\\nmoves"}\n\n{"File_Name": "b", "Caption": "b é"}\n'
+                     '{"file_name": "gone.mp4", "text": "x"}\n{"file_name": "a.mp4"}\n', "utf-8-sig")
+    found = find_clips(tmp_path, SMALL)
+    assert [found.caption(i) for i in range(2)] == ["a square moves", "b é"]
+    assert "metadata.jsonl: rows that name no video or sequence: 4 (gone.mp4)" in found.report()
+    assert "metadata.jsonl: rows without a caption column: 5" in found.report()
+    for line, message in (("[1]", "line 1 is no JSON object"), ('{"text": "x"}', "needs the name of a file in each")):
+        table.write_text(line)
+        with pytest.raises(ClipFolderError, match=message):
+            find_clips(tmp_path, SMALL)
+    (tmp_path / "table.csv").write_text("file,caption\na.mp4,of the table\n")
+    assert find_clips(tmp_path, SMALL).caption(0) == "of the table"
+
+
 def test_size_is_covered_and_centred():
     wide = np.zeros((40, 120, 3), dtype=np.uint8)
     wide[:, 40:80] = 200                                        # the middle third
