@@ -12,9 +12,9 @@ from ..seeding import seed_for
 from .caption_tables import CaptionTableError
 from .captions import read_captions
 from .clips import ClipSettings
-from .folder_files import find_files, folders_below, listed, relative_name
+from .folder_files import file_state, find_files, folders_below, held_by, listed, relative_name, spread
 from .frames import CONVERSIONS, BrokenVideoError
-from .image_sequences import PICTURES, picture_files
+from .image_sequences import PICTURES
 from .video import VIDEOS, Scan, find_cuts, is_still, read_frames, scan_video
 
 SHORTEST = 2 / 3    # of a clip's length: a shorter scene is skipped (harivo.md 3: 2 s for 24 frames at 8 fps)
@@ -115,18 +115,7 @@ def find_clips(folder: Path, settings: ClipSettings, tick: Callable[[], None] = 
     notes += found.notes(folder) + told
     if not clips:
         raise ClipFolderError(_nothing(folder, len(found.sources), notes))
-    if settings.max_clips and len(clips) > settings.max_clips:
-        notes.append(f"{len(clips) - settings.max_clips} clips left out by the limit of {settings.max_clips}")
-        clips = _spread(clips, settings.max_clips)
-    return ClipFolder(folder, settings, tuple(clips), tuple(notes))
-
-
-def file_state(path: Path, pictures: tuple[Path, ...] = ()) -> str:
-    """Path, size and time of change of a file, or of the pictures of a sequence."""
-    files = pictures or (picture_files(path) if path.is_dir() else [path])
-    stats = [file.stat() for file in files]
-    size, changed = sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)
-    return f"{path.resolve()}|{len(files)}|{size}|{changed}"
+    return ClipFolder(folder, settings, tuple(spread(clips, settings.max_clips, "clips", notes)), tuple(notes))
 
 
 def folder_state(folder: Path) -> str:
@@ -182,15 +171,9 @@ def _starts(begin: float, end: float, settings: ClipSettings) -> tuple[list[floa
     return [float(begin + index * (settings.stride or whole)) for index in range(count)], 1 / settings.fps
 
 
-def _spread(clips: list[Clip], count: int) -> list[Clip]:
-    return [clips[index * len(clips) // count] for index in range(count)]
-
-
 def _nothing(folder: Path, sources: int, notes: list[str]) -> str:
     reasons = "; ".join(notes[:5]) + ("; ..." if len(notes) > 5 else "")
     if sources:
         return f"No usable clip in {folder}, of {sources} found: {reasons}."
-    names = sorted(path.name for path in folder.iterdir())
-    found = f"it holds {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "it is empty"
-    return (f"No video in {folder}: {found}. Expected video files ({' '.join(VIDEOS)}), animated pictures or "
+    return (f"No video in {folder}: {held_by(folder)}. Expected video files ({' '.join(VIDEOS)}), animated pictures or "
             f"subfolders of pictures ({' '.join(PICTURES)}).{f' {reasons}.' if notes else ''}")

@@ -2,12 +2,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
-from .image_sequences import PICTURES, is_animated, natural_order
+from .image_sequences import PICTURES, is_animated, natural_order, picture_files
+from .tar_files import TarMember
 from .video import VIDEOS
+
+Item = TypeVar("Item")
 
 # Media and archives that people put into such folders and that are not read.
 UNREAD = (".heic", ".heif", ".avif", ".jxl", ".exr", ".hdr", ".tga", ".dds", ".psd", ".dng", ".zip", ".rar", ".7z",
@@ -105,3 +109,27 @@ def listed(names: Iterable[str], most: int = 5) -> str:
     """The first names of a list, and how many there are besides."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def file_state(path: Path | TarMember, pictures: tuple[Path, ...] = ()) -> str:
+    """Path, size and time of change of a file, or of the pictures of a sequence."""
+    if isinstance(path, TarMember):
+        return path.identity
+    files = pictures or (picture_files(path) if path.is_dir() else [path])
+    stats = [file.stat() for file in files]
+    size, changed = sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)
+    return f"{path.resolve()}|{len(files)}|{size}|{changed}"
+
+
+def held_by(folder: Path) -> str:
+    """What a folder holds, for an error: "it holds a.pdf, b.pdf"."""
+    names = sorted(path.name for path in folder.iterdir())
+    return f"it holds {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "it is empty"
+
+
+def spread(items: Sequence[Item], limit: int, kind: str, notes: list[str]) -> list[Item]:
+    """At most `limit` items, taken evenly from all; 0 = all. Adds a note if some are left out."""
+    if not limit or len(items) <= limit:
+        return list(items)
+    notes.append(f"{len(items) - limit} {kind} left out by the limit of {limit}")
+    return [items[index * len(items) // limit] for index in range(limit)]

@@ -1,9 +1,10 @@
-"""Pictures as a viewer shows them: sequences of files, and animated WebP and PNG."""
+"""Pictures as a viewer shows them: single files, sequences of files, and animated WebP and PNG."""
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from .frames import ALPHA, GREY, LATE, BrokenVideoError, Frame, over_black
+from .tar_files import TarMember
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".apng")
 ANIMATIONS = ("PNG", "WEBP", "GIF")     # formats; several pages of a TIFF are no animation
@@ -18,6 +20,7 @@ TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 UNREADABLE = (OSError, EOFError, SyntaxError, ValueError, Image.DecompressionBombError)
 SHORTEST = 0.01                         # seconds: what browsers do not believe of a frame of an animation
 USUAL = 0.1                             # and what they show it for instead
+ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}      # of whole files; what follows it is no picture
 
 
 def picture_files(folder: Path) -> list[Path]:
@@ -32,13 +35,37 @@ def natural_order(paths) -> list[Path]:
                                            for part in re.split(r"(\d+)", path.name)])
 
 
-def is_animated(path: Path) -> bool:
+def is_animated(path: Path | TarMember) -> bool:
     """Whether a picture file moves, whatever its ending says. Of files that cannot be read, a GIF does."""
     try:
-        with Image.open(path) as image:
-            return image.format in ANIMATIONS and getattr(image, "is_animated", False)
+        with _opened(path) as image:
+            return _moves(image)
     except UNREADABLE:
         return path.suffix.lower() == ".gif"
+
+
+def look_at(path: Path | TarMember) -> tuple[int, bool]:
+    """(short side in pixels, whether it moves) of a picture file, without decoding it where its end is as it should be.
+
+    Raises BrokenVideoError for a file that cannot be read as a picture.
+    """
+    try:
+        with _opened(path) as image:
+            if not _moves(image):
+                if image.mode.startswith(("F", "I")):       # whose white may not be known
+                    opaque(image, set())
+                elif image.format not in ENDS or not _ends_with(path, ENDS[image.format]):
+                    image.load()
+            return min(image.size), _moves(image)
+    except BrokenVideoError:
+        raise
+    except UNREADABLE as error:
+        raise BrokenVideoError("cannot be read as a picture") from error
+
+
+def read_picture(path: Path | TarMember, alpha: bool = False) -> np.ndarray:
+    """[H, W, 3] uint8 as a viewer shows it; with `alpha` [H, W, 4], not over black. Raises BrokenVideoError."""
+    return np.asarray(_picture(path, set(), with_alpha if alpha else opaque))
 
 
 def sequence_frames(files: Sequence[Path], fps: float, start: float, conversions: set[str]) -> Iterator[Frame]:
@@ -47,11 +74,11 @@ def sequence_frames(files: Sequence[Path], fps: float, start: float, conversions
         yield Frame(index / fps, partial(_read, files[index], conversions))
 
 
-def animation_frames(path: Path, conversions: set[str]) -> Iterator[Frame]:
+def animation_frames(path: Path | TarMember, conversions: set[str]) -> Iterator[Frame]:
     """The frames of an animated WebP, PNG or GIF with their own durations. Raises BrokenVideoError."""
     time = 0.0
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             # A PNG may have a picture for viewers that cannot animate; players do not show it.
             for index in range(1 if image.info.get("default_image") else 0, image.n_frames):
                 image.seek(index)
@@ -86,15 +113,45 @@ def opaque(image: Image.Image, conversions: set[str]) -> Image.Image:
     return image.convert("RGB")
 
 
-def _read(path: Path, conversions: set[str], *size: int) -> np.ndarray:
-    try:
+def with_alpha(image: Image.Image, conversions: set[str]) -> Image.Image:
+    """As `opaque`, but with its transparency as a fourth channel."""
+    if image.mode.startswith(("F", "I")) or not (image.mode in TRANSPARENT or "transparency" in image.info):
+        return opaque(image, conversions).convert("RGBA")
+    return ImageOps.exif_transpose(image).convert("RGBA")
+
+
+@contextmanager
+def _opened(path: Path | TarMember) -> Iterator[Image.Image]:
+    if isinstance(path, Path):
         with Image.open(path) as image:
-            picture = opaque(image, conversions)
+            yield image
+    else:
+        with path.open() as file, Image.open(file) as image:
+            yield image
+
+
+def _moves(image: Image.Image) -> bool:
+    return image.format in ANIMATIONS and getattr(image, "is_animated", False)
+
+
+def _ends_with(path: Path | TarMember, end: bytes) -> bool:
+    with path.open("rb") as file:
+        file.seek(-len(end), 2)
+        return file.read() == end
+
+
+def _read(path: Path, conversions: set[str], *size: int) -> np.ndarray:
+    return _scaled(_picture(path, conversions, opaque), *size)
+
+
+def _picture(path: Path | TarMember, conversions: set[str], shown: Callable[..., Image.Image]) -> Image.Image:
+    try:
+        with _opened(path) as image:
+            return shown(image, conversions)
     except BrokenVideoError as error:
         raise BrokenVideoError(f"the picture {path.name} cannot be used: {error}") from error
     except UNREADABLE as error:
         raise BrokenVideoError(f"the picture {path.name} cannot be read") from error
-    return _scaled(picture, *size)
 
 
 def _scaled(picture: Image.Image, *size: int) -> np.ndarray:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .frames import LATE, BrokenVideoError, Frame
+from .frames import LATE, BrokenVideoError, Frame, fit
 from .image_sequences import PICTURES, animation_frames, picture_files, sequence_frames
+from .tar_files import TarMember
 from .video_file import video_frames
 
 VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".m2ts",
@@ -20,7 +20,8 @@ THUMB = 24                          # pixels a side of the thumbnails that cuts 
 CUT_LEVEL, CUT_RATIO = 22.0, 2.2    # of 255: mean change between two frames; how far it stands out
 STILL_LEVEL = 6                     # of 255: the largest change of any thumbnail pixel within a still clip
 
-Source = Path | Sequence[Path]      # a file, or the pictures of a sequence (a folder: all that it holds)
+# A file, one inside an archive, or the pictures of a sequence (a folder: all that it holds).
+Source = Path | TarMember | Sequence[Path]
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,9 @@ def read_frames(source: Source, times: Sequence[float], fps: float, width: int, 
 
 def _frames(source: Source, fps: float, start: float, conversions: set[str]) -> Iterator[Frame]:
     """The frames of any source from the one on screen at `start` seconds, or from before it."""
-    if not isinstance(source, Path):
+    if not isinstance(source, (Path, TarMember)):
         return sequence_frames(source, fps, start, conversions)
-    if source.is_dir():
+    if isinstance(source, Path) and source.is_dir():
         return sequence_frames(picture_files(source), fps, start, conversions)
     if source.suffix.lower() in PICTURES:
         return animation_frames(source, conversions)
@@ -103,17 +104,3 @@ def find_cuts(thumbs: np.ndarray) -> list[int]:
 def is_still(thumbs: np.ndarray) -> bool:
     """Whether nothing moves: no pixel of the thumbnails [N, 24, 24, 3] changes by more than STILL_LEVEL."""
     return bool((thumbs.max(axis=0).astype(int) - thumbs.min(axis=0)).max() <= STILL_LEVEL)
-
-
-def fit(picture: np.ndarray, width: int, height: int, pixel_aspect: float = 1.0) -> Tensor:
-    """[H, W, 3] uint8 -> [3, height, width] uint8: scaled until it covers the size, then centre cropped.
-
-    `pixel_aspect` is the width of one of the picture's pixels over its height.
-    """
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-    shown = pixels.shape[2] * pixel_aspect                                  # the width that its height asks for
-    scale = max(width / shown, height / pixels.shape[1])
-    size = max(height, round(pixels.shape[1] * scale)), max(width, round(shown * scale))
-    scaled = F.interpolate(pixels[None].float(), size, mode="bicubic", antialias=True, align_corners=False)[0]
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    return scaled[:, top:top + height, left:left + width].round().clamp(0, 255).to(torch.uint8)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from .frames import ALPHA, ALPHA_LOST, HLG, LATE, PQ, BrokenVideoError, Frame, over_black
 from .hdr import HLG_TRANSFER, PQ_TRANSFER, to_sdr
+from .tar_files import TarMember
 
 ATTACHED_PICTURE = 0x400        # FFmpeg's AV_DISPOSITION_ATTACHED_PIC: a cover
 WEBM_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}     # decoders that know it; FFmpeg's own leave it out
@@ -20,7 +21,7 @@ WIDEST_PIXEL = 16               # of players: a pixel's sides differ no more
 MANY_PACKETS = 500              # to look through for the stream that moves
 
 
-def video_frames(path: Path, start: float, conversions: set[str]) -> Iterator[Frame]:
+def video_frames(path: Path | TarMember, start: float, conversions: set[str]) -> Iterator[Frame]:
     """Frames from the one on screen at `start` seconds, or a little before it, to the end. Raises BrokenVideoError."""
     with _opened(path) as (container, stream):
         if start > 2:
@@ -97,7 +98,7 @@ def _decoded(container, stream, conversions: set[str]) -> Iterator:
         yield from decoder.decode(packet)
 
 
-def _shown_stream(container, path: Path):
+def _shown_stream(container, path: Path | TarMember):
     """The video stream that a player shows: the first that is no cover and moves. Raises BrokenVideoError."""
     streams = [stream for stream in container.streams.video
                if not int(getattr(stream, "disposition", 0)) & ATTACHED_PICTURE]
@@ -107,11 +108,10 @@ def _shown_stream(container, path: Path):
     return streams[0] if len(streams) == 1 else container.streams[_moving_stream(path, [s.index for s in streams])]
 
 
-def _moving_stream(path: Path, indices: list[int]) -> int:
+def _moving_stream(path: Path | TarMember, indices: list[int]) -> int:
     """The first of these streams with more than one frame. Some containers do not tell a cover from a video."""
-    import av
     packets = dict.fromkeys(indices, 0)
-    with av.open(str(path)) as container:
+    with _container(path) as container:
         for count, packet in enumerate(container.demux([container.streams[index] for index in indices])):
             packets[packet.stream.index] += bool(packet.size)
             if count > MANY_PACKETS or min(packets.values()) > 1:
@@ -120,11 +120,22 @@ def _moving_stream(path: Path, indices: list[int]) -> int:
 
 
 @contextmanager
-def _opened(path: Path):
+def _container(path: Path | TarMember):
+    import av
+    if isinstance(path, Path):
+        with av.open(str(path)) as container:
+            yield container
+    else:
+        with path.open() as file, av.open(file) as container:
+            yield container
+
+
+@contextmanager
+def _opened(path: Path | TarMember):
     """The container and the stream that is shown, every failure of the decoder as BrokenVideoError."""
     import av
     try:
-        with av.open(str(path)) as container:
+        with _container(path) as container:
             stream = _shown_stream(container, path)
             stream.thread_type = "AUTO"
             yield container, stream
