@@ -127,6 +127,11 @@ def held_by(folder: Path) -> str:
     return f"it holds {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "it is empty"
 
 
+def first_reasons(notes: Sequence[str]) -> str:
+    """The first lines of a report, for an error."""
+    return "; ".join(notes[:5]) + ("; ..." if len(notes) > 5 else "")
+
+
 def spread(items: Sequence[Item], limit: int, kind: str, notes: list[str]) -> list[Item]:
     """At most `limit` items, taken evenly from all; 0 = all. Adds a note if some are left out."""
     if not limit or len(items) <= limit:

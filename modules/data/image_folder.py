@@ -15,6 +15,7 @@ from .folder_files import (
     UNREAD,
     Found,
     file_state,
+    first_reasons,
     folders_below,
     held_by,
     listed,
@@ -146,8 +147,7 @@ def _sort_files(root: Path, found: Found) -> None:
 
 
 def _nothing(folder: Path, pictures: int, notes: Sequence[str]) -> str:
-    reasons = "; ".join(notes[:5]) + ("; ..." if len(notes) > 5 else "")
     if pictures:
-        return f"No usable picture in {folder}, of {pictures} found: {reasons}."
+        return f"No usable picture in {folder}, of {pictures} found: {first_reasons(notes)}."
     return (f"No picture in {folder}: {held_by(folder)}. Expected picture files ({' '.join(STILLS)})."
-            f"{f' {reasons}.' if notes else ''}")
+            f"{f' {first_reasons(notes)}.' if notes else ''}")
