@@ -16,16 +16,17 @@ from .cutting import Clip, Footage, cut_clips
 from .folder_files import file_state, find_files, first_reasons, folders_below, held_by, relative_name, spread
 from .frames import BrokenVideoError
 from .image_sequences import PICTURES
+from .shards import ShardError, shard_files
 from .video import VIDEOS, read_frames
 
 
 class ClipFolderError(ValueError):
-    """A folder gives nothing to train on."""
+    """A folder, or shards, give nothing to train on."""
 
 
 @dataclass(frozen=True)
 class ClipFolder:
-    """The clips found in a folder, and what was found wrong. Made by `find_clips`."""
+    """The clips found in a folder or in shards, and what was found wrong. `find_clips` and sources.py make it."""
 
     folder: Path
     settings: ClipSettings
@@ -68,8 +69,9 @@ def find_clips(folder: Path, settings: ClipSettings, tick: Callable[[], None] = 
 
     Clips come from video files, animated WebP, PNG and GIF, and from folders of pictures: each is one sequence, unless
     videos lie beside the pictures. A caption is the text of NAME.txt beside a file (or of caption.txt inside a
-    sequence), else the file's row in the one .csv at the top. Scenes end at hard cuts; files that are broken, too short
-    or still are skipped. The report names whatever is not used, and why. `tick` is called often and may raise to stop.
+    sequence), else the file's row in the one .csv or metadata.jsonl at the top. Scenes end at hard cuts; files that are
+    broken, too short or still are skipped. The report names whatever is not used, and why. `tick` is called often and
+    may raise to stop.
 
     Raises ClipFolderError if the folder does not exist or yields no clip: it says what was found.
     """
@@ -91,9 +93,15 @@ def find_clips(folder: Path, settings: ClipSettings, tick: Callable[[], None] = 
 
 
 def folder_state(folder: Path) -> str:
-    """A text that changes when a file in the folder, or in one linked there, is added, removed or changed."""
+    """A text that changes when a file in the folder, or in one linked there, is added, removed or changed.
+
+    Instead of a folder it may be what names shards, see `shard_files`.
+    """
     if not folder.is_dir():
-        return "missing"
+        try:
+            return str(seed_for(*map(file_state, shard_files(folder))))
+        except ShardError:
+            return "missing"
     files = []
     for root in folders_below(folder):
         with os.scandir(root) as entries:

@@ -15,11 +15,12 @@ Item = TypeVar("Item")
 
 # Media and archives that people put into such folders and that are not read.
 UNREAD = (".heic", ".heif", ".avif", ".jxl", ".exr", ".hdr", ".tga", ".dds", ".psd", ".dng", ".zip", ".rar", ".7z",
-          ".tar", ".gz", ".parquet")
+          ".gz", ".parquet")
 PREVIEW = "left aside as previews, for a video or folder of the same name lies beside them"
 BESIDE = "left aside, for they lie beside videos. If they are an image sequence, put them into a folder of their own"
 SINGLE = "left aside, for a single picture is no clip"
 KIND = "left aside, for such files are not read. Convert or unpack them"
+SHARDS = "left aside, for shards are read only from a folder of their own"
 CLOSED = "left aside, for these folders cannot be opened"
 AGAIN = "left aside, links to folders that are read already"
 
@@ -88,6 +89,7 @@ def _sort_files(root: Path, found: Found) -> None:
     found.sources.extend((path, ()) for path in clips)
     found.texts.extend(path for path in files if path.suffix.lower() == ".txt")
     found.leave_aside(KIND, (path for path in files if path.suffix.lower() in UNREAD))
+    found.leave_aside(SHARDS, (path for path in files if path.suffix.lower() == ".tar"))
     taken = folders | {name.casefold() for path in clips for name in (path.name, path.stem)}
     previews = [path for path in pictures if path in stills and path.stem.casefold() in taken]
     found.leave_aside(PREVIEW, previews)

@@ -12,6 +12,7 @@ from .caption_tables import CaptionTableError
 from .captions import read_captions
 from .folder_files import (
     KIND,
+    SHARDS,
     UNREAD,
     Found,
     file_state,
@@ -48,7 +49,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """The pictures found in a folder or in shards, and what was found wrong. Made by `find_images`."""
+    """The pictures found in a folder or in shards, and what was found wrong. `find_images` and sources.py make it."""
 
     folder: Path
     settings: ImageSettings
@@ -144,6 +145,7 @@ def _sort_files(root: Path, found: Found) -> None:
     found.leave_aside(MOVING, sorted(path for path in files
                                      if path.suffix.lower() in VIDEOS and path.suffix.lower() not in STILLS))
     found.leave_aside(KIND, sorted(path for path in files if path.suffix.lower() in UNREAD))
+    found.leave_aside(SHARDS, sorted(path for path in files if path.suffix.lower() == ".tar"))
 
 
 def _nothing(folder: Path, pictures: int, notes: Sequence[str]) -> str:

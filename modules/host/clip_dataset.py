@@ -8,8 +8,9 @@ import torch
 from comfy.model_management import throw_exception_if_processing_interrupted
 from torch import Tensor
 
-from ..data.clip_folder import ClipFolder, find_clips
+from ..data.clip_folder import ClipFolder
 from ..data.clips import ClipSettings, ClipSource
+from ..data.sources import clips_at
 
 PREVIEW_CLIPS, PREVIEW_FRAMES = 4, 8
 
@@ -20,11 +21,11 @@ def input_folder(folder: str) -> Path:
 
 
 def clips_of_folder(folder: str, settings: ClipSettings) -> ClipFolder:
-    """The clips of a folder. Raises ValueError if none is named, ClipFolderError if it has no clip."""
+    """The clips of a folder or of shards. Raises ValueError if none is named, ClipFolderError if it has no clip."""
     if not folder.strip():
         raise ValueError("No folder was given. Write the folder of your videos into the field folder, or "
                          "choose sprite world as the source.")
-    return find_clips(input_folder(folder), settings, throw_exception_if_processing_interrupted)
+    return clips_at(input_folder(folder), settings, throw_exception_if_processing_interrupted)
 
 
 def preview_rows(clips: ClipSource) -> Tensor:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import tarfile
 from fractions import Fraction
 
 import av
@@ -24,8 +25,8 @@ SETTINGS = {"frames": 8, "fps": 8.0, "width": 64, "height": 64, "stride": 0.0, "
 @pytest.fixture
 def dataset(comfy, tmp_path):
     """(clips, report) of the folder of the test."""
-    return lambda **changes: comfy.run("FrozenClipDataset", source="folder", folder=str(tmp_path),
-                                       **SETTINGS | changes)[:2]
+    return lambda folder=str(tmp_path), **changes: comfy.run("FrozenClipDataset", source="folder", folder=folder,
+                                                             **SETTINGS | changes)[:2]
 
 
 @pytest.fixture(scope="module")
@@ -383,6 +384,25 @@ def test_a_cover_picture_is_not_the_video(dataset, tmp_path, name):
     clips, report = dataset()
     assert len(clips) == 1 and "too short" not in report
     assert clips.pixels(0)[:, 1].float().mean() > 60        # the red cover has no green
+
+
+def test_shards_are_read_like_a_folder(comfy, dataset, video, tmp_path):
+    """A folder of WebDataset shards, and a pattern; the node runs again when a shard changed."""
+    (tmp_path / "a.txt").write_text("a square moves")
+    for shard in ("000.tar", "001.tar"):
+        with tarfile.open(tmp_path / shard, "w") as archive:
+            archive.add(video, f"{shard[:3]}1.mp4")
+            archive.add(tmp_path / "a.txt", f"{shard[:3]}1.txt")
+    pattern = str(tmp_path / "{000..001}.tar")
+    for folder in (str(tmp_path), pattern):
+        clips, report = dataset(folder=folder)
+        assert captions(clips) == {"0001.mp4": "a square moves", "0011.mp4": "a square moves"}
+        assert "shards: 2, samples: 2, with a video: 2" in report and len(clips) == 2
+    node = comfy.node("FrozenClipDataset")
+    before = [node.fingerprint_inputs("folder", folder) for folder in (str(tmp_path), pattern)]
+    (tmp_path / "001.tar").write_bytes((tmp_path / "000.tar").read_bytes() + bytes(512))
+    after = [node.fingerprint_inputs("folder", folder) for folder in (str(tmp_path), pattern)]
+    assert len({*before, *after}) == 4
 
 
 def test_files_of_kinds_that_are_not_read_are_named(dataset, video, tmp_path):
