@@ -1,6 +1,7 @@
 """WebDataset shards as a source of clips and of pictures: plain .tar files, read in place."""
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -21,6 +22,7 @@ from frozen_diffusion.modules.data.image_folder import ImageFolderError, find_im
 from frozen_diffusion.modules.data.images import ImageSettings
 from frozen_diffusion.modules.data.shards import ShardError, read_shards, shard_files
 from frozen_diffusion.modules.data.sources import clips_at, images_at
+from frozen_diffusion.modules.host.motion import train_command
 
 SMALL = ClipSettings(frames=8, fps=8, width=64, height=64)
 PICTURES = ImageSettings(32, 32)
@@ -81,6 +83,16 @@ def test_clips_of_shards_are_those_of_the_unpacked_folder(tmp_path, videos):
     for line in ("shards: 1, samples: 4, with a video: 4", "0.tar/001: split at 1 cut (1.40 s)",
                  "0.tar/003: has no caption"):
         assert line in packed.report()
+
+
+def test_the_command_line_takes_shards(tmp_path, videos):
+    write_shard(tmp_path / "0.tar", {"walk.mp4": videos["a.mp4"], "walk.txt": b"a walk"})
+    parser = argparse.ArgumentParser()
+    train_command.add_arguments(parser)
+    args = parser.parse_args(["--data", str(tmp_path / "{0..0}.tar"), "--checkpoint", "x", "--out", "y", "--frames", "8",
+                              "--size", "64x64"])
+    clips = train_command.clips_of(args)
+    assert [clips.caption(index) for index in range(len(clips))] == ["a walk"] * 3
 
 
 def test_captions_of_samples(tmp_path, videos):

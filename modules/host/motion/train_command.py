@@ -4,8 +4,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ...data.clip_folder import find_clips
 from ...data.clips import ClipSettings, ClipSource
+from ...data.sources import clips_at
 from ...demo.clips import SpriteClips
 from ...demo.world import MOTIONS
 from ...motion.recipe import MotionRecipe
@@ -21,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options; defaults are those of the recipe and of the clips' settings."""
     clip = ClipSettings()
     data = parser.add_argument_group("clips")
-    data.add_argument("--data", required=True, metavar="DIR", help=f"folder of videos, or {SPRITES}")
+    data.add_argument("--data", required=True, metavar="DIR",
+                      help=f"folder of videos or of shards, 'clips/{{000..010}}.tar' (quoted), or {SPRITES}")
     data.add_argument("--frames", type=int, default=clip.frames, help="of a clip")
     data.add_argument("--fps", type=float, default=clip.fps)
     data.add_argument("--size", default=clip.size, help=f"WxH in pixels; {SPRITES}: 128x128")
@@ -66,7 +67,7 @@ def clips_of(args: argparse.Namespace) -> ClipSource:
         return SpriteClips(settings.max_clips or SPRITE_CLIPS, settings, args.seed, motions)
     if args.motions:
         raise ValueError(f"--motions is for --data {SPRITES}; the clips of a folder move as they do. Leave it out.")
-    return find_clips(Path(args.data), settings)
+    return clips_at(args.data, settings)
 
 
 def recipe_of(args: argparse.Namespace) -> MotionRecipe:
