@@ -89,10 +89,10 @@ def test_the_command_line_takes_shards(tmp_path, videos):
     write_shard(tmp_path / "0.tar", {"walk.mp4": videos["a.mp4"], "walk.txt": b"a walk"})
     parser = argparse.ArgumentParser()
     train_command.add_arguments(parser)
-    args = parser.parse_args(["--data", str(tmp_path / "{0..0}.tar"), "--checkpoint", "x", "--out", "y", "--frames", "8",
-                              "--size", "64x64"])
+    args = parser.parse_args(["--data", str(tmp_path / "{0..0}.tar"), "--checkpoint", "x", "--out", "y", "--frames",
+                              "8", "--size", "64x64"])
     clips = train_command.clips_of(args)
-    assert [clips.caption(index) for index in range(len(clips))] == ["a walk"] * 3
+    assert {clips.caption(index) for index in range(len(clips))} == {"a walk"}
 
 
 def test_captions_of_samples(tmp_path, videos):
