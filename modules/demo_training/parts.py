@@ -57,7 +57,7 @@ def follow(records: Iterable[StepRecord], steps: int, every: int = 50) -> float:
 
 
 PARTS = {"vae": "vae", "clip": "clip", "unet": "unet", "lora": "lora", "controlnet": "controlnet", "motion": "motion",
-         "harivo": "harivo", "harivo-ablation": "harivo"}      # the file of each
+         "harivo": "harivo", "harivo-ablation": "harivo", "guide": "guide"}      # the file of each
 
 
 def train_part(part: str, runs: Path) -> Path:

@@ -1,0 +1,51 @@
+"""The base of a guide in the host: a frozen copy of a MODEL's U-Net that takes residuals."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import comfy.model_management
+import torch
+from torch import Tensor
+
+from ...data.encoded import Text
+from ..attention import attend
+from ..weights import copy_unet
+
+
+def as_control(residuals: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+    """Residuals in the encoder's order, the middle's last, as the host's U-Net takes them from a ControlNet.
+
+    It pops from the end of each list, so that the last skip goes to the decoder's first block.
+    """
+    return {"input": [], "middle": [residuals[-1]], "output": list(residuals[:-1])}
+
+
+class FrozenBase:
+    """The copy, as a predictor with or without residuals. The MODEL is read, never written."""
+
+    def __init__(self, model, low_precision: bool = False):
+        self.device = comfy.model_management.get_torch_device()
+        self.base = model.model         # asked for its latent factor and its size embedding
+        self.unet = copy_unet(model)
+        with torch.inference_mode(False):
+            if low_precision:
+                for parameter in self.unet.parameters():
+                    if parameter.ndim > 1:
+                        parameter.data = parameter.data.bfloat16()
+            self.unet.to(self.device)
+
+    def vector(self, text: Text, height: int, width: int) -> Tensor | None:
+        """SDXL's vector of pooled text and size [B, D], for latents of that size; None where there is none."""
+        vector = self.base.encode_adm(pooled_output=text.pooled, device=self.device, height=8 * height, width=8 * width,
+                                      prompt_type="positive")
+        return None if vector is None else vector.to(self.device)
+
+    def __call__(self, x: Tensor, t: Tensor, text: Text, residuals: Sequence[Tensor] | None = None) -> Tensor:
+        """x [B, 4, h, w], t [B], B texts -> what the model predicts, of x's shape."""
+        return self.unet(x, t.float(), context=text.tokens.to(x), y=self.vector(text, *x.shape[-2:]),
+                         control=None if residuals is None else as_control(residuals),
+                         transformer_options={"optimized_attention_override": attend})
+
+    def latents_out(self, latents: Tensor) -> Tensor:
+        """The model's latents -> the VAE's."""
+        return self.base.process_latent_out(latents)

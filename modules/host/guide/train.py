@@ -1,0 +1,225 @@
+"""Training a guide model on host objects: MODEL, CLIP and prompts in, GUIDE_MODEL out. No data set is needed."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import comfy.model_management
+import torch
+from torch import Tensor, nn
+
+from ...data.cache import TensorCache
+from ...data.encoded import Text, stack_texts
+from ...files.provenance import same_model, tells_weights
+from ...guide.distillation import by_row, guided, step_weight, two_steps_in_one, unexplained
+from ...guide.networks import TinyGuide, fresh_guide
+from ...guide.recipe import GuideRecipe
+from ...guide.rollout import distance_ratio, rollout
+from ...guide.shape import shape_of
+from ...guide.trajectories import States, Trajectories, grid
+from ...seeding import stream
+from ...training.ema import MovingAverage
+from ...training.loop import autocast
+from ...training.updates import Loss
+from ..codec import HostText, outside_inference
+from ..files import cache_folder
+from ..noise_levels import noise_levels
+from ..weights import check_trainable, model_identity
+from .base import FrozenBase
+
+HELD_OUT, SHOWN_G, SHOWN_STEPS = 8, 5.0, 8      # prompts kept for looking, and how they are sampled
+MEASURED_G = (2.0, 3.0, 5.0, 9.0)
+
+
+class GuideSubject:
+    """A guide model as the subject of a training, see `training/subject.py`. The MODEL is only read.
+
+    Args:
+        prompts: to learn from; of many, the first few are kept for looking at the guide.
+        size: (width, height) of the pictures in pixels.
+        warm: a guide to start from (stage 2, or a top-up for another fine-tune).
+    """
+
+    assumed: Mapping[str, str] = {}
+    current_key = str
+    memory = None
+
+    def __init__(self, model, vae, clip, prompts: Sequence[str], recipe: GuideRecipe, size: tuple[int, int],
+                 warm=None, cache: Path | None = None):
+        check_trainable(model)
+        self.model, self.vae, self.recipe, self.warm = model, vae, recipe, warm
+        self.settings, self.sample_every = recipe.settings(), recipe.sample_every
+        self.levels, self.codec = noise_levels(model), HostText(clip)
+        config = model.model.model_config.unet_config
+        if self.codec.text_channels != config["context_dim"]:
+            raise ValueError(f"The CLIP gives text of {self.codec.text_channels} channels, but the MODEL reads "
+                             f"{config['context_dim']}. Connect the CLIP of the image model's checkpoint.")
+        prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
+        kept = HELD_OUT if len(prompts) >= 4 * HELD_OUT else 0
+        self.held_out = (prompts * HELD_OUT)[:HELD_OUT]         # of few prompts the same ones, with other noise
+        self.size = (4, size[1] // 8, size[0] // 8)
+        self.trajectories = Trajectories(
+            prompts[kept:], recipe, f"{model_identity(model)} {self.levels.prediction} "
+                                    f"{self.codec.clip_name}", self.size,
+            self.levels, lambda prompt: outside_inference(self.codec.text(prompt)),
+            TensorCache(cache or cache_folder("trajectories"), "A trajectory"))
+        self.base: FrozenBase | None = None
+        self.measured: dict[str, float] = {}
+        self.history: list[dict[str, float]] = []
+        self.draws = 0
+
+    def encode(self, share: tuple[int, int] = (0, 1)) -> Iterator[tuple[int, int]]:
+        """Sample the trajectories with real guidance; quick where they are on disk."""
+        with torch.inference_mode(False), torch.no_grad():
+            self.make_base()
+
+            def predict(x: Tensor, t: Tensor, text: Text) -> Tensor:
+                comfy.model_management.throw_exception_if_processing_interrupted()
+                with autocast(self.base.device, self.recipe.precision):
+                    return self.base(x, t, text)
+
+            yield from self.trajectories.sample(predict, self.base.device, share)
+
+    def make_base(self) -> None:
+        """Copy the U-Net to the device, once."""
+        if self.base is None:
+            if comfy.model_management.get_torch_device().type != "cpu":
+                comfy.model_management.unload_all_models()
+            self.base = FrozenBase(self.model, self.recipe.precision == "bf16")
+
+    def prepare(self) -> None:
+        """Build the guide, and its teacher in stage 2."""
+        with torch.inference_mode(False), torch.no_grad():
+            self.make_base()
+            self.guide = self.build().to(self.base.device).requires_grad_(True)
+            self.trained = nn.ModuleDict({"guide": self.guide})
+            self.ema = MovingAverage(self.trained, self.recipe.ema)
+            stage_2 = bool(self.recipe.student_steps)
+            self.teacher = self.build().to(self.base.device).requires_grad_(False) if stage_2 else None
+            self.noise = torch.stack([torch.randn(self.size, generator=stream("held out", self.recipe.seed, number))
+                                      for number in range(HELD_OUT)]).to(self.base.device)
+            self.shown = stack_texts([self.trajectories.text_of(prompt) for prompt in self.held_out])
+            self.empty = stack_texts([self.trajectories.text_of("")] * HELD_OUT)
+            self.yardsticks: tuple[Tensor, Tensor] | None = None
+
+    def build(self) -> TinyGuide:
+        """The guide to start with: fresh, or the warm start's."""
+        guide = fresh_guide(shape_of(self.model.model.model_config.unet_config), self.recipe.seed)
+        if self.warm is not None:
+            guide.load_state_dict({name: weight.float().cpu() for name, weight in self.warm.state_dict().items()})
+        return guide
+
+    def predict(self, x: Tensor, t: Tensor, g: Tensor, text: Text, guide: nn.Module | None = None) -> Tensor:
+        """One pass of base and guide: x [B, 4, h, w], t and g [B] -> the guided prediction."""
+        guide = guide or self.guide
+        residuals = guide(x, t, g, guide.read_text(text.tokens.to(x)), self.base.vector(text, *x.shape[-2:]))
+        return self.base(x, t, text, residuals)
+
+    def loss(self) -> Loss:
+        """Mean squared error to the guided prediction (stage 1), or to two of the teacher's steps (stage 2)."""
+        of_states = self.two_steps if self.recipe.student_steps else self.one_pass
+
+        def loss(states: States, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+            error = of_states(states)
+            return error.mean(), dict(self.measured)
+
+        return loss
+
+    def one_pass(self, states: States) -> Tensor:
+        """Stage 1's error of each row [B]."""
+        device = self.base.device
+        x, t, g = (part.to(device) for part in (states.x, states.t, states.g))
+        target = guided(states.conditional.to(device), states.unconditional.to(device), g)
+        return (self.predict(x, t, g, states.text).float() - target).square().flatten(1).mean(1)
+
+    def two_steps(self, states: States) -> Tensor:
+        """Stage 2's error of each row [B]: the student's eps at t against the one that lands where two steps end."""
+        device, times = self.base.device, grid(2 * self.recipe.student_steps)
+        x, t, g = (part.to(device) for part in (states.x, states.t, states.g))
+        after = dict(zip(times, [*times[1:], None], strict=True))
+        middle = [after[time] for time in states.t.tolist()]
+        last = [after[time] for time in middle]
+        sigma_t, sigma_m = self.sigma(states.t.tolist()), self.sigma(middle)
+        sigma_s = self.sigma(last)
+        with torch.no_grad():
+            first = self.predict(x, t, g, states.text, self.teacher).float()
+            x0, eps1 = self.levels.split(x, first, t)
+            m = torch.tensor(middle, device=device)
+            second = self.predict(self.levels.add_noise(x0, eps1, m), m, g, states.text, self.teacher).float()
+            _, eps2 = self.levels.split(self.levels.add_noise(x0, eps1, m), second, m)
+            target = two_steps_in_one(eps1, eps2, sigma_t, sigma_m, sigma_s)
+        _, eps = self.levels.split(x, self.predict(x, t, g, states.text).float(), t)
+        error = (eps - target).square().flatten(1).mean(1)
+        return by_row(step_weight(sigma_t), error) * error
+
+    def sigma(self, times: Sequence[int | None]) -> Tensor:
+        """Noise levels [B] of timesteps in the variance-exploding scale; None is 0."""
+        return torch.tensor([0.0 if time is None else float(self.levels.snr(torch.tensor([time])) ** -0.5)
+                             for time in times], device=self.base.device)
+
+    def batch(self, draw: int) -> States:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        return self.trajectories.batch(draw)
+
+    def rate(self, name: str) -> float:
+        return 1.0
+
+    def decay(self, name: str) -> float:
+        return 1.0
+
+    def provenance(self, then: Mapping[str, str]) -> dict[str, str]:
+        """What a checkpoint must agree on to be resumed here."""
+        recipe, known = self.recipe, then.get("image model")
+        same = known is not None and tells_weights(known) and same_model(known, model_identity(self.model))
+        return {"trajectories": self.trajectories.name, "kind": recipe.kind, "batch size": str(recipe.batch_size),
+                "student steps": str(recipe.student_steps), "text model": self.codec.clip_name,
+                "start": "scratch" if self.warm is None else "a guide",
+                "image model": known if same else model_identity(self.model)}
+
+    @torch.no_grad()
+    def roll(self, g: float, real: bool = False) -> Tensor:
+        """The held-out prompts sampled in few steps: with the guide at g (1 = plain), or by real guidance."""
+        scale = torch.full((HELD_OUT,), g, device=self.base.device)
+
+        def predict(x: Tensor, t: Tensor) -> Tensor:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            if real:
+                return guided(self.base(x, t, self.shown), self.base(x, t, self.empty), scale)
+            return self.base(x, t, self.shown) if g == 1 else self.predict(x, t, scale, self.shown)
+
+        steps = self.recipe.student_steps or SHOWN_STEPS
+        with autocast(self.base.device, self.recipe.precision):
+            return rollout(predict, self.levels, self.noise, grid(steps))
+
+    @torch.no_grad()
+    def measure(self) -> dict[str, float]:
+        """FGU at some scales, the median over states of the set that have a text."""
+        found = {}
+        count = min(16, len(self.trajectories.plans))
+        steps = len(self.trajectories.plans[0].times)
+        chosen = [(number, (3 * number) % steps) for number in range(count)]
+        for g in MEASURED_G:
+            states = self.trajectories.states(chosen, torch.full((count,), g))
+            x, t, scale = (part.to(self.base.device) for part in (states.x, states.t, states.g))
+            predicted = self.predict(x, t, scale, states.text).float()
+            parts = (states.conditional.to(x), states.unconditional.to(x))
+            there = [index for index, (number, _) in enumerate(chosen) if self.trajectories.plans[number].prompt]
+            found[f"FGU {g:g}"] = float(unexplained(predicted, *parts, scale)[there].median())
+        return found
+
+    def sample(self) -> Tensor:
+        """Held-out prompts without guidance, with the guide, with real guidance, 8 each: [24, H, W, 3] in 0..1."""
+        with torch.inference_mode(False), torch.no_grad(), self.ema.applied(self.trained):
+            if self.yardsticks is None:
+                self.yardsticks = self.roll(1.0), self.roll(SHOWN_G, real=True)
+            plain, real = self.yardsticks
+            made = self.roll(SHOWN_G)
+            self.measured = {"ratio": distance_ratio(made, plain, real), **self.measure()}
+            self.history.append(self.measured)
+        return torch.cat([self.vae.decode(self.base.latents_out(part).float().cpu()).clamp(0, 1).cpu()
+                          for part in (plain, made, real)])
+
+    def result(self, name: str, steps: int):
+        """The averaged weights as a state_dict."""
+        with torch.inference_mode(False), torch.no_grad(), self.ema.applied(self.trained):
+            return {key: value.detach().cpu().clone() for key, value in self.guide.state_dict().items()}
