@@ -21,8 +21,8 @@ SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
 HEAVY = ("diffusers", "accelerate", "matplotlib", "av", "scipy", "transformers", "torchvision")
 SOURCES = house.SOURCES
 # may print
-COMMAND_LINE = {"modules/cli.py", "modules/demo_training/parts.py", "modules/host/train_command.py",
-                "modules/host/motion/train_command.py"}
+COMMAND_LINE = {"modules/cli.py", "modules/demo_training/parts.py", "modules/demo_training/guide.py",
+                "modules/host/train_command.py", "modules/host/motion/train_command.py"}
 HOST_MODULES = {"comfy", "comfy_extras", "folder_paths", "execution", "server"}
 
 
