@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from ..training.settings import TrainSettings
 
 KINDS = ("tiny", "full")
-HALVINGS = (16, 8, 4)           # steps of the teacher and of the students of stage 2
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,6 @@ class GuideRecipe:
     trajectories: int = 640             # sampled with guidance, each from a prompt and noise of its own
     trajectory_steps: int = 16          # states of each
     empty_share: float = 0.1            # of trajectories without text, from which the guide learns to be silent
-    negative_share: float = 0.0         # of states that are guided away from a negative prompt; above 0: negative-aware
     student_steps: int = 0              # stage 2: steps of the student; 0 = stage 1
     optimizer: str = "adamw"
     ema: float = 0.99
@@ -47,7 +45,7 @@ class GuideRecipe:
                 raise ValueError(f"{name} must be at least 1; {getattr(self, name)} was given.")
         if self.trajectory_steps < 2:
             raise ValueError(f"trajectory_steps must be at least 2; {self.trajectory_steps} was given.")
-        for name in ("empty_share", "negative_share"):
+        for name in ("empty_share",):
             if not 0 <= (value := getattr(self, name)) <= 1:
                 raise ValueError(f"{name} is a fraction from 0 to 1; {value} was given.")
         if self.student_steps and self.student_steps < 2:

@@ -139,10 +139,15 @@ class Trajectories:
         return [{name: values[row].cpu() for name, values in stacked.items()} for row in range(len(chosen))]
 
     def batch(self, draw: int) -> States:
-        """Batch number `draw`: states of all trajectories, each once an epoch, with scales of their own."""
-        recipe, steps = self.recipe, len(self.plans[0].times)
+        """Batch number `draw`: states of all trajectories, each once an epoch, with scales of their own.
+
+        In stage 2 those at which the student's steps begin: every second one.
+        """
+        recipe, every = self.recipe, 2 if self.recipe.student_steps else 1
+        steps = len(self.plans[0].times) // every
         indices = batch_indices(len(self.plans) * steps, recipe.batch_size, recipe.seed, draw)
-        return self.states([divmod(index, steps) for index in indices], self.scales(len(indices), draw))
+        chosen = [(index // steps, every * (index % steps)) for index in indices]
+        return self.states(chosen, self.scales(len(indices), draw))
 
     def scales(self, count: int, draw: int) -> Tensor:
         """[count] scales to learn, one in each of as many equal parts of the recipe's range."""

@@ -272,3 +272,5 @@ def test_a_file_there_and_back(base, tmp_path, monkeypatch):
     state.pop("outputs.0.bias")
     with pytest.raises(ValueError, match=r"is not whole.*outputs.0.bias.*found none"):
         hold_guide(loaded.config, state, "cut.safetensors")
+
+

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from ...files.checks import read_header
-from ...guide.files import FORMAT, GuideConfig, read_guide, write_guide
+from ...guide.files import FORMAT, FULL, GuideConfig, read_guide, write_guide
 from ...guide.networks import TinyGuide
 from ...guide.shape import shape_of
 from ..files import next_file
 from ..folders import WEIGHTS
+from .full import FullGuide
 
 FOLDER = "guide_models"             # below the host's models folder
 SHIPPED = "frozen-diffusion/"       # marks files of the pack in the list
@@ -46,7 +47,10 @@ def hold_guide(config: GuideConfig, state: Mapping[str, Tensor], source: str,
     device, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
     dtype = comfy.model_management.unet_dtype(device, sum(tensor.numel() for tensor in state.values()))
     dtype = torch.float16 if dtype.itemsize == 1 else dtype
-    network = TinyGuide(config.shape, operations=comfy.ops.manual_cast, dtype=dtype, device=offload)
+    if config.kind == FULL:
+        network = FullGuide(config.shape, config.unet, comfy.ops.manual_cast, dtype=dtype, device=offload)
+    else:
+        network = TinyGuide(config.shape, operations=comfy.ops.manual_cast, dtype=dtype, device=offload)
     wanted = {name: tuple(weight.shape) for name, weight in network.state_dict().items()}
     given = {name: tuple(weight.shape) for name, weight in state.items()}
     if wrong := sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name)):

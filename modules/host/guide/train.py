@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import comfy.model_management
+import comfy.ops
 import torch
 from torch import Tensor, nn
 
@@ -12,20 +14,24 @@ from ...data.cache import TensorCache
 from ...data.encoded import Text, stack_texts
 from ...files.provenance import same_model, tells_weights
 from ...guide.distillation import by_row, guided, step_weight, two_steps_in_one, unexplained
-from ...guide.networks import TinyGuide, fresh_guide
+from ...guide.files import FULL, GuideConfig
+from ...guide.networks import OUTPUT_STD, fresh_guide
 from ...guide.recipe import GuideRecipe
 from ...guide.rollout import distance_ratio, rollout
 from ...guide.shape import shape_of
 from ...guide.trajectories import States, Trajectories, grid
 from ...seeding import stream
+from ...training.denoising import NoiseLevels
 from ...training.ema import MovingAverage
 from ...training.loop import autocast
 from ...training.updates import Loss
-from ..codec import HostText, outside_inference
+from ..codec import HostText, digest_of, outside_inference
 from ..files import cache_folder
 from ..noise_levels import noise_levels
 from ..weights import check_trainable, model_identity
 from .base import FrozenBase
+from .files import LoadedGuide, check_fit, family_of, hold_guide
+from .full import fresh_full_guide
 
 HELD_OUT, SHOWN_G, SHOWN_STEPS = 8, 5.0, 8      # prompts kept for looking, and how they are sampled
 MEASURED_G = (2.0, 3.0, 5.0, 9.0)
@@ -45,15 +51,25 @@ class GuideSubject:
     memory = None
 
     def __init__(self, model, vae, clip, prompts: Sequence[str], recipe: GuideRecipe, size: tuple[int, int],
-                 warm=None, cache: Path | None = None):
+                 warm: LoadedGuide | None = None, cache: Path | None = None):
         check_trainable(model)
         self.model, self.vae, self.recipe, self.warm = model, vae, recipe, warm
         self.settings, self.sample_every = recipe.settings(), recipe.sample_every
         self.levels, self.codec = noise_levels(model), HostText(clip)
-        config = model.model.model_config.unet_config
-        if self.codec.text_channels != config["context_dim"]:
+        wanted = model.model.model_config.unet_config["context_dim"]
+        if self.codec.text_channels != wanted:
             raise ValueError(f"The CLIP gives text of {self.codec.text_channels} channels, but the MODEL reads "
-                             f"{config['context_dim']}. Connect the CLIP of the image model's checkpoint.")
+                             f"{wanted}. Connect the CLIP of the image model's checkpoint.")
+        self.config = config_of(model, recipe, self.levels, size)
+        if warm is not None:
+            check_fit(model, warm)
+            if warm.config.kind != recipe.kind:
+                raise ValueError(f"The training starts from a {warm.config.kind} guide, but kind is {recipe.kind}. Set "
+                                 f"kind to {warm.config.kind}.")
+            self.config = replace(self.config, shape=warm.config.shape)
+        elif recipe.student_steps:
+            raise ValueError("Stage 2 (student_steps above 0) teaches an existing guide to take fewer steps. Connect "
+                             "the guide of stage 1.")
         prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
         kept = HELD_OUT if len(prompts) >= 4 * HELD_OUT else 0
         self.held_out = (prompts * HELD_OUT)[:HELD_OUT]         # of few prompts the same ones, with other noise
@@ -102,11 +118,19 @@ class GuideSubject:
             self.empty = stack_texts([self.trajectories.text_of("")] * HELD_OUT)
             self.yardsticks: tuple[Tensor, Tensor] | None = None
 
-    def build(self) -> TinyGuide:
+    def build(self) -> nn.Module:
         """The guide to start with: fresh, or the warm start's."""
-        guide = fresh_guide(shape_of(self.model.model.model_config.unet_config), self.recipe.seed)
+        shape, seed = self.config.shape, self.recipe.seed
+        if self.config.kind == FULL:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                guide = fresh_full_guide(shape, self.base.unet, self.config.unet, comfy.ops.disable_weight_init,
+                                         OUTPUT_STD)
+        else:
+            guide = fresh_guide(shape, seed)
         if self.warm is not None:
-            guide.load_state_dict({name: weight.float().cpu() for name, weight in self.warm.state_dict().items()})
+            state = self.warm.network.state_dict()
+            guide.load_state_dict({name: weight.float().cpu() for name, weight in state.items()})
         return guide
 
     def predict(self, x: Tensor, t: Tensor, g: Tensor, text: Text, guide: nn.Module | None = None) -> Tensor:
@@ -154,8 +178,8 @@ class GuideSubject:
 
     def sigma(self, times: Sequence[int | None]) -> Tensor:
         """Noise levels [B] of timesteps in the variance-exploding scale; None is 0."""
-        return torch.tensor([0.0 if time is None else float(self.levels.snr(torch.tensor([time])) ** -0.5)
-                             for time in times], device=self.base.device)
+        return torch.tensor([0.0 if time is None else sigmas_of(self.levels, [time])[0] for time in times],
+                            device=self.base.device)
 
     def batch(self, draw: int) -> States:
         comfy.model_management.throw_exception_if_processing_interrupted()
@@ -173,7 +197,7 @@ class GuideSubject:
         same = known is not None and tells_weights(known) and same_model(known, model_identity(self.model))
         return {"trajectories": self.trajectories.name, "kind": recipe.kind, "batch size": str(recipe.batch_size),
                 "student steps": str(recipe.student_steps), "text model": self.codec.clip_name,
-                "start": "scratch" if self.warm is None else "a guide",
+                "start": "scratch" if self.warm is None else f"{self.warm.source} ({weights_name(self.warm.network)})",
                 "image model": known if same else model_identity(self.model)}
 
     @torch.no_grad()
@@ -219,7 +243,28 @@ class GuideSubject:
         return torch.cat([self.vae.decode(self.base.latents_out(part).float().cpu()).clamp(0, 1).cpu()
                           for part in (plain, made, real)])
 
-    def result(self, name: str, steps: int):
-        """The averaged weights as a state_dict."""
+    def result(self, name: str, steps: int) -> LoadedGuide:
+        """The averaged weights as a GUIDE_MODEL."""
         with torch.inference_mode(False), torch.no_grad(), self.ema.applied(self.trained):
-            return {key: value.detach().cpu().clone() for key, value in self.guide.state_dict().items()}
+            state = {key: value.detach().cpu().clone() for key, value in self.guide.state_dict().items()}
+        told = {"train_steps": str(steps), "trajectories": str(len(self.trajectories.plans))}
+        return hold_guide(self.config, state, name, told)
+
+
+def config_of(model, recipe: GuideRecipe, levels: NoiseLevels, size: tuple[int, int]) -> GuideConfig:
+    """What the guide of a training will be."""
+    unet = model.model.model_config.unet_config
+    sigmas = [*sigmas_of(levels, grid(recipe.student_steps)), 0.0] if recipe.student_steps else []
+    plain = {name: value for name, value in unet.items() if name != "dtype"} if recipe.kind == FULL else None
+    return GuideConfig(recipe.kind, family_of(model), levels.prediction, shape_of(unet), recipe.g_min, recipe.g_max,
+                       max(size), tuple(sigmas), model_identity(model), plain)
+
+
+def sigmas_of(levels: NoiseLevels, times: Sequence[int]) -> list[float]:
+    """Noise levels of timesteps in the variance-exploding scale."""
+    return [float(levels.snr(torch.tensor([time])) ** -0.5) for time in times]
+
+
+def weights_name(network: nn.Module) -> str:
+    """A name of a guide's weights."""
+    return digest_of(*(weight.flatten()[:4] for weight in network.state_dict().values()))
