@@ -9,7 +9,7 @@ from testhost.layout import ui_workflow
 from testhost.workflow import api_graph
 
 TEMPLATES = sorted((PACK / "workflows").glob("*.json"))
-CLICKED = "text_to_image"               # the template that is run by clicking: the quickest
+CLICKED = "01_text_to_image"               # the template that is run by clicking: the quickest
 PICTURE = {
     "blank": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 32, "batch_size": 1, "color": 9}},
     "noisy": {"class_type": "ImageSharpen", "inputs": {"image": ["blank", 0], "alpha": 0.5}},

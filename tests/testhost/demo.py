@@ -17,6 +17,7 @@ from pathlib import Path
 from frozen_diffusion.modules.host.boot import PACK
 
 from .server import LINK, ExecutionFailed, PromptRejected, Server, free_port
+from .templates import named
 from .workflow import api_graph
 
 OUTPUT = PACK / "output"
@@ -70,17 +71,18 @@ def main() -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--ui", action="store_true", help="open the page and leave the server running")
-    parser.add_argument("--template", default="harivo_text_to_video", help="a file of workflows/, without .json")
+    parser.add_argument("--template", default="harivo_text_to_video",
+                        help="a file of workflows/, without .json and, if you like, without its number")
     parser.add_argument("--port", type=int, help="the server's port; a free one if not given")
     options = parser.parse_args()
-    path = PACK / "workflows" / f"{options.template}.json"
-    if not path.is_file():
-        names = ", ".join(sorted(file.stem for file in path.parent.glob("*.json"))) or "none"
-        parser.error(f"no template {options.template!r} in {path.parent.name}/; there are: {names}")
+    try:
+        path = PACK / "workflows" / f"{named(options.template)}.json"
+    except ValueError as error:
+        parser.error(str(error))
     print("starting ComfyUI", flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))     # so that the server is stopped with us
     with Server(LINK, OUTPUT, options.port or free_port()) as server:
-        return stay(server, options.template) if options.ui else demo(server, path)
+        return stay(server, path.stem) if options.ui else demo(server, path)
 
 
 if __name__ == "__main__":

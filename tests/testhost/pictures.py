@@ -21,8 +21,8 @@ from frozen_diffusion.modules.host.boot import PACK, boot_comfyui
 from frozen_diffusion.modules.pictures.frame_sheet import to_image
 from frozen_diffusion.modules.pictures.plot import stacked
 
-from .edit_templates import EDIT_TEMPLATES
 from .server import Server
+from .templates import TEMPLATES, named
 
 DOCS = PACK / "nodes" / "web" / "docs"
 PROMPTS = {      # caption: seed
@@ -84,10 +84,9 @@ def make_video() -> None:
 
 
 def make_edits() -> None:
-    graphs = {template.__name__: template().graph for template in EDIT_TEMPLATES}
     with tempfile.TemporaryDirectory() as folder, Server(Path(folder)) as server:
         for name, wanted in EDITS.items():
-            shown = server.submit(graphs[name], seconds=1800)
+            shown = server.submit(TEMPLATES[named(name)]().graph, seconds=1800)
             for picture, nodes in wanted.items():
                 join = stacked if "sheet" in nodes else side_by_side
                 row = join([Image.open(server.files({key: shown[key]})[0]) for key in nodes])

@@ -1,7 +1,7 @@
-"""The templates of h-space content injection and of the latent basis; see templates.py."""
+"""The templates of h-space content injection, see the list in __init__.py."""
 from __future__ import annotations
 
-from .template_parts import OWN_MODEL, Template, drawn, node, video_graph
+from .parts import OWN_MODEL, Template, drawn, node, video_graph
 
 CONTENT, CONTENT_SEED = "a large watermelon on the right of a green plain background", 5
 STYLE, STYLE_SEED = "a small star on the left of a red striped background", 16
@@ -12,7 +12,6 @@ OWN_PICTURES = ("\n\n**With your own pictures:** replace the *KSampler* that dra
 OWN_VALUES = ("\n\nThe values here are sprite world's, whose middle block has 2x2 cells. On SD1.5 begin with the "
               "presets and gamma_skips 0, then raise **gamma** towards 0.6 or **gamma_skips** from 0.3; *Calibrate "
               "t_edit* finds **t_edit** for your checkpoint.")
-OWN_STRENGTH = ("\n\n**strength** is sprite world's here; 16 suits 512 pixels without a prompt, 64 with one.")
 EDIT_STEPS, DEEP = 50, 9
 
 
@@ -193,92 +192,3 @@ def h_space_any_sampler() -> Template:
                             "attention edit) act by moving the latent instead: **omega** 0 is the full edit, 1 almost "
                             "none." + OWN_PICTURES + " The last *Empty Latent Image* gets the same size."
                             + OWN_VALUES,))
-
-
-def noisy(name: str) -> dict:
-    """Picture `name` inverted and sampled back down to t 0.7: the latent in which directions are looked for."""
-    return inverted(name, text="empty") | {
-        f"{name} split": node("SplitSigmas", sigmas=[f"{name} inverted", 2], step=15),
-        f"{name} noisy": sampled([f"{name} inverted", 0], [f"{name} split", 0], ["euler", 0])}
-
-
-def basis(name: str, rank: int, label: str = "basis") -> dict:
-    return {label: node("FrozenComputeLatentBasis", model=["world", 0], positive=["empty", 0],
-                        latent=[f"{name} noisy", 0], sigmas=[f"{name} split", 1], rank=rank,
-                        solver="lanczos", tolerance=0.001, seed=0, mask_space="h")}
-
-
-def edited(name: str, of: str, **changes) -> dict:
-    """The noisy latent of `name` moved along basis `of`, sampled to the end and laid out as a sheet."""
-    settings = {"direction": 0, "strength": 12.0, "count": 5, "method": "x-space guidance", "steps": 16, "eta": 1.0,
-                "keep_norm": False, "by_noise": True} | changes
-    return {"edit": node("FrozenEditAlongBasis", model=["world", 0], positive=["empty", 0], latent=[f"{name} noisy", 0],
-                         sigmas=[f"{name} split", 1], basis=[of, 0], **settings),
-            "finish": sampled(["edit", 0], [f"{name} split", 1], ["euler", 0]),
-            "decode": node("VAEDecode", samples=["finish", 0], vae=["world", 2]),
-            "sheet": node("FrozenFrameSheet", frames=["decode", 0], columns=settings["count"], every=1),
-            "save": node("SaveImage", images=["sheet", 0], filename_prefix="frozen_diffusion/directions")}
-
-
-def basis_world(*pictures: tuple[str, str, int]) -> dict:
-    graph = world() | {"euler": node("KSamplerSelect", sampler_name="euler")}
-    for name, prompt, seed in pictures:
-        graph |= picture(name, prompt, seed) | noisy(name)
-    return graph
-
-
-def latent_basis_directions() -> Template:
-    graph = basis_world(("picture", "a large fox in the middle of a blue plain background", 6)) | basis("picture", 4)
-    graph |= edited("picture", "basis", direction=-1)
-    graph |= {"report": node("FrozenBasisReport", basis=["basis", 0], edits=["decode", 0]),
-              "plot": node("PreviewImage", images=["report", 0])}
-    return Template(graph, ("## Find directions of a picture\nThe picture is inverted and denoised down to t = 0.7. "
-                            "There the "
-                            "directions are computed that change the bottleneck most, and the contact sheet shows "
-                            "each (a row) from -strength to +strength. Nothing is trained and no text is needed.\n\n- "
-                            "Earlier splits "
-                            "(smaller **step** of *Split Sigmas*) change more, later ones details.\n- **strength** "
-                            "is the "
-                            "way in the latent; 16 suits 512 pixels.\n- A prompt instead of the empty one draws the "
-                            "directions towards it.\n- *Basis Report* puts the spectrum and the contact sheet on one "
-                            "page." + OWN_PICTURES,))
-
-
-def latent_basis_transport() -> Template:
-    graph = basis_world(("picture", "a large fox in the middle of a blue plain background", 6),
-                        ("other", "a small cat on the left of a green dotted background", 8))
-    graph |= basis("picture", 4) | basis("other", 12, "target") | {
-        "mean": node("FrozenGlobalBasis", basis=["basis", 0], basis_2=["target", 0]),
-        "report": node("FrozenBasisReport", basis=["basis", 0], basis_2=["target", 0], basis_3=["mean", 0]),
-        "plot": node("PreviewImage", images=["report", 0]),
-        "keep": node("FrozenSaveBasis", basis=["basis", 0], filename_prefix="latent_bases/fox"),
-        "loaded": node("FrozenLoadBasis", file=["keep", 0]),
-        "carried": node("FrozenTransportBasis", basis=["loaded", 0], direction=0, target=["target", 0])}
-    graph |= edited("other", "carried")
-    return Template(graph, ("## Carry a direction to another picture\nA direction found in one picture goes through "
-                            "h-space "
-                            "to another one. **coverage** tells how much of it exists there: green above 0.6, red "
-                            "below "
-                            "0.3.\n\n*Basis Report* shows how far the tangent spaces are apart, beside random ones. "
-                            "*Global "
-                            "Basis* is the mean of several pictures' directions; carry its directions in the same way."
-                            + OWN_PICTURES + OWN_STRENGTH,))
-
-
-def latent_basis_prompt_slider() -> Template:
-    graph = basis_world(("picture", "a large cat on the left of a pink plain background", 6)) | basis("picture", 12)
-    graph |= {
-        "from": node("CLIPTextEncode", clip=["world", 1], text="a large cat on the left of a pink plain background"),
-        "to": node("CLIPTextEncode", clip=["world", 1], text="a large cat on the right of a pink plain background"),
-        "slider": node("FrozenPromptDirection", model=["world", 0], positive_a=["from", 0], positive_b=["to", 0],
-                       latent=["picture noisy", 0], sigmas=["picture split", 1], basis=["basis", 0])}
-    graph |= edited("picture", "slider", strength=10.0)
-    return Template(graph, ("## A named slider from two prompts\n*Prompt Direction* finds how the latent must move "
-                            "for the "
-                            "bottleneck to look as with the other prompt; within the basis, so that the edit stays "
-                            "natural. "
-                            "Unplug **basis** for the steepest way." + OWN_PICTURES + OWN_STRENGTH,))
-
-
-EDIT_TEMPLATES = (h_space_content_and_style, h_space_masked, h_space_grid, h_space_clip, h_space_any_sampler,
-                  latent_basis_directions, latent_basis_transport, latent_basis_prompt_slider)

@@ -65,3 +65,20 @@ def video_graph(prompt: str, name: str, frames: int = 16, motion_on: str = "worl
         "save": node("SaveVideo", video=["video", 0], filename_prefix=f"frozen_diffusion/{name}", format="auto",
                      codec="auto"),
     }
+
+
+def drawn_edges(name: str, caption: str) -> dict:
+    """A picture of the caption and its edges, for a ControlNet; the nodes are named after `name`."""
+    return drawn(name, caption, 11, "negative") | {
+        f"{name} edges": node("Canny", image=[f"{name} decode", 0], low_threshold=0.1, high_threshold=0.3)}
+
+
+def controlled(graph: dict, hints: str, frames: str, strengths: str) -> None:
+    """Let the pictures of node `hints` guide the listed frames of a video graph."""
+    graph |= {
+        "show edges": node("PreviewImage", images=[hints, 0]),
+        "controlnet": node("ControlNetLoader", control_net_name="sprite_edges.safetensors"),
+        "control": node("FrozenControlFrames", positive=["positive", 0], negative=["negative", 0],
+                        control_net=["controlnet", 0], image=[hints, 0], latent=["latent", 0], frames=frames,
+                        strengths=strengths, start_percent=0.0, end_percent=1.0)}
+    graph["sampler"]["inputs"] |= {"positive": ["control", 0], "negative": ["control", 1]}

@@ -1,0 +1,32 @@
+"""The templates of workflows/, written as compact Python: their list here, one file a method beside it.
+
+    PYTHONPATH=tests python -m testhost.templates        writes workflows/*.json through a running ComfyUI's node list
+    PYTHONPATH=tests python -m testhost.pictures thumbnails      writes workflows/*.jpg from the templates' own results
+"""
+from __future__ import annotations
+
+from . import h_space, harivo, latent_basis, video
+
+# Each chapter begins at a number of tens: a method, from the first thing to try to the last, its training at the end.
+# What a person sees, in file names and as titles in the page, is NUMBER_FUNCTION. Numbers that were given stay; the
+# free ones are for templates to come: 20 the guide model, 30 Customize-A-Video, 60 metrics, 70 foregrounds.
+CHAPTERS = {
+    "Video": {1: video.text_to_image, 2: video.text_to_video, 3: video.text_to_video_style_lora,
+              4: video.animatediff_own_checkpoint, 5: video.controlnet_frames, 6: video.long_clip_context_windows,
+              8: video.train_motion_module},
+    "HARIVO": {10: harivo.harivo_text_to_video, 11: harivo.mitigating_gradient, 12: harivo.animatediff_smooth,
+               13: harivo.harivo_controlnet, 15: harivo.train_harivo},
+    "h-space": {40: h_space.h_space_content_and_style, 41: h_space.h_space_masked, 42: h_space.h_space_grid,
+                43: h_space.h_space_clip, 44: h_space.h_space_any_sampler},
+    "Latent basis": {50: latent_basis.latent_basis_directions, 51: latent_basis.latent_basis_transport,
+                     52: latent_basis.latent_basis_prompt_slider},
+}
+TEMPLATES = {f"{number:02d}_{make.__name__}": make for chapter in CHAPTERS.values() for number, make in chapter.items()}
+
+
+def named(ending: str) -> str:
+    """The file name, without .json, of the template whose name ends so. Raises ValueError if it is not one."""
+    found = [name for name in TEMPLATES if name == ending or name.partition("_")[2] == ending]
+    if len(found) != 1:
+        raise ValueError(f"no template {ending!r}; there are: {', '.join(TEMPLATES)}")
+    return found[0]
