@@ -1,7 +1,7 @@
 """h-space: from pictures to noise and to traces, by inversion or by recording a run, and what to inject when."""
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..modules.host.hspace.t_edit import DISTANCES
 from ..modules.hspace.trace import PRECISIONS
@@ -56,13 +56,15 @@ class FrozenInvertDDIM(io.ComfyNode):
                 io.Latent.Output(display_name="reconstruction", tooltip="What the way back gives; the picture if check "
                                                                         "is off."),
                 io.String.Output(display_name="report", tooltip="Reconstruction in dB; 30 and more is good."),
-            ])
+            ],
+            hidden=[io.Hidden.unique_id])
 
     @classmethod
     def execute(cls, model, positive, latent, steps: int, refinements: int, deep_skips: int, check: bool, vae=None,
                 sigmas=None, depth: float = 1.0, trace_precision: str = "fp16") -> io.NodeOutput:
         from ..modules.host.hspace.inversion import invert, report_text
         from ..modules.host.preview import step_callback
+        from ..modules.host.progress import show_text
         from ..modules.host.vae import vae_pixels
         samples = latent["samples"]
         found = invert(model, positive, samples, steps, deep_skips, refinements, check, step_callback(model, steps),
@@ -71,7 +73,7 @@ class FrozenInvertDDIM(io.ComfyNode):
         pictures = (vae_pixels(vae, samples), vae_pixels(vae, again)) if vae is not None and check else None
         text = report_text(found, samples, pictures)
         return io.NodeOutput({"samples": found.noise}, found.trace, found.sigmas, {"samples": again}, text,
-                             ui=ui.PreviewText(text))
+                             ui=show_text(text, cls.hidden.unique_id))
 
 
 class FrozenRecordHSpace(io.ComfyNode):
@@ -139,15 +141,19 @@ class FrozenCalibrateTimesteps(io.ComfyNode):
                 io.Float.Output(display_name="t_edit", tooltip="For the h-Space Injection Sampler."),
                 io.Float.Output(display_name="t_boost", tooltip="For the h-Space Injection Sampler."),
                 io.Image.Output(display_name="plot", tooltip="The distances over timesteps."),
-            ])
+                io.String.Output(display_name="report", tooltip="Both in words."),
+            ],
+            hidden=[io.Hidden.unique_id])
 
     @classmethod
     def execute(cls, model, positive, vae, latent, steps: int, distance: str) -> io.NodeOutput:
         from ..modules.host.hspace.t_edit import calibrate
+        from ..modules.host.progress import show_text
         from ..modules.hspace.report import timestep_plot
         found = calibrate(model, positive, vae, latent["samples"], steps, distance)
-        return io.NodeOutput(found.t_edit, found.t_boost, timestep_plot(found),
-                             ui=ui.PreviewText(f"t_edit {found.t_edit:.0f}, t_boost {found.t_boost:.0f}"))
+        text = f"t_edit {found.t_edit:.0f}, t_boost {found.t_boost:.0f}"
+        return io.NodeOutput(found.t_edit, found.t_boost, timestep_plot(found), text,
+                             ui=show_text(text, cls.hidden.unique_id))
 
 
 NODES = [FrozenInvertDDIM, FrozenRecordHSpace, FrozenCalibrateTimesteps]

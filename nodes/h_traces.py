@@ -1,7 +1,7 @@
 """h-space: traces, the recorded bottleneck features: where they act, several at once, and their files."""
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 HTrace = io.Custom("FROZEN_H_TRACE")
 
@@ -78,14 +78,16 @@ class FrozenSaveHTrace(io.ComfyNode):
             inputs=[HTrace.Input("trace", tooltip="What to write."),
                     io.String.Input("filename_prefix", default="h_traces/trace", tooltip="Name in the output folder.")],
             outputs=[io.String.Output(display_name="path", tooltip="The file that was written.")],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True)
 
     @classmethod
     def execute(cls, trace, filename_prefix: str) -> io.NodeOutput:
         from ..modules.host.files import save_tensors
+        from ..modules.host.progress import show_text
         from ..modules.hspace.trace import trace_tensors
         path = save_tensors("h-trace", *trace_tensors(trace), filename_prefix)
-        return io.NodeOutput(str(path), ui=ui.PreviewText(f"{path}\n{trace.describe()}"))
+        return io.NodeOutput(str(path), ui=show_text(f"{path}\n{trace.describe()}", cls.hidden.unique_id))
 
 
 class FrozenLoadHTrace(io.ComfyNode):

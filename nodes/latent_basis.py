@@ -1,7 +1,7 @@
 """The latent basis: directions of one latent that change the picture most, found without training."""
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..modules.basis.basis import BLOCKS, MIDDLE
 from ..modules.basis.directions import IN_H, IN_X, SPACES
@@ -76,7 +76,7 @@ class FrozenComputeLatentBasis(io.ComfyNode):
                 ) -> io.NodeOutput:
         from ..modules.basis.report import angle_in_words, basis_picture, basis_text
         from ..modules.host.basis.compute import BasisRequest, compute_basis
-        from ..modules.host.progress import report_progress
+        from ..modules.host.progress import report_progress, show_text
         node = cls.hidden.unique_id
         request = BasisRequest(rank, solver, tolerance, seed, mask_space, block,
                                network_timestep if network_timestep >= 0 else None)
@@ -85,7 +85,7 @@ class FrozenComputeLatentBasis(io.ComfyNode):
         text = basis_text([basis]) + "\n" + angle_in_words(last.angle, last.residuals, last.converged)
         if len(basis.V) < rank:
             text += f"\nrank {rank} was asked for; this latent has no more than {len(basis.V)} directions"
-        return io.NodeOutput(basis, basis_picture([basis]), text, ui=ui.PreviewText(text))
+        return io.NodeOutput(basis, basis_picture([basis]), text, ui=show_text(text, node))
 
 
 class FrozenEditAlongBasis(io.ComfyNode):
@@ -133,15 +133,17 @@ class FrozenEditAlongBasis(io.ComfyNode):
                                           "directions. They are taken out of the edit's direction."),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="Directions x strengths as a batch, still noisy."),
-                     io.String.Output(display_name="report", tooltip="What was done, and warnings.")])
+                     io.String.Output(display_name="report", tooltip="What was done, and warnings.")],
+            hidden=[io.Hidden.unique_id])
 
     @classmethod
     def execute(cls, model, positive, latent, sigmas, basis, by_noise: bool = True, complement=None, **request
                 ) -> io.NodeOutput:
         from ..modules.host.basis.edit import EditRequest, edit
+        from ..modules.host.progress import show_text
         wanted = EditRequest(**request, by_noise=by_noise)
         samples, text = edit(model, positive, latent["samples"], sigmas, basis, wanted, complement)
-        return io.NodeOutput({"samples": samples}, text, ui=ui.PreviewText(text))
+        return io.NodeOutput({"samples": samples}, text, ui=show_text(text, cls.hidden.unique_id))
 
 
 class FrozenTransportBasis(io.ComfyNode):
@@ -167,14 +169,18 @@ class FrozenTransportBasis(io.ComfyNode):
                                                                       "target."),
                      io.Float.Output(display_name="coverage",
                                      tooltip="0 to 1: how much of the direction exists there. Below 0.3 little is "
-                                             "left.")])
+                                             "left."),
+                     io.String.Output(display_name="report", tooltip="Coverage and distances in words.")],
+            hidden=[io.Hidden.unique_id])
 
     @classmethod
     def execute(cls, basis, direction: int, target, space: str = IN_H) -> io.NodeOutput:
         from ..modules.basis.directions import carry
         from ..modules.basis.report import transport_text
+        from ..modules.host.progress import show_text
         carried, found = carry(basis, direction, target, space)
-        return io.NodeOutput(carried, found.coverage, ui=ui.PreviewText(transport_text(basis, target, found)))
+        text = transport_text(basis, target, found)
+        return io.NodeOutput(carried, found.coverage, text, ui=show_text(text, cls.hidden.unique_id))
 
 
 class FrozenGlobalBasis(io.ComfyNode):
@@ -220,13 +226,15 @@ class FrozenPromptDirection(io.ComfyNode):
                 io.Combo.Input("block", options=list(BLOCKS), default=MIDDLE, optional=True, tooltip=BLOCK),
             ],
             outputs=[LatentBasis.Output(display_name="basis", tooltip="One direction, for Edit along Basis."),
-                     io.String.Output(display_name="report", tooltip="Its coverage.")])
+                     io.String.Output(display_name="report", tooltip="Its coverage.")],
+            hidden=[io.Hidden.unique_id])
 
     @classmethod
     def execute(cls, model, positive_a, positive_b, latent, sigmas, basis=None, block: str = MIDDLE) -> io.NodeOutput:
         from ..modules.host.basis.compute import direction_between
+        from ..modules.host.progress import show_text
         found, text = direction_between(model, positive_a, positive_b, latent["samples"], sigmas, basis, block)
-        return io.NodeOutput(found, text, ui=ui.PreviewText(text))
+        return io.NodeOutput(found, text, ui=show_text(text, cls.hidden.unique_id))
 
 
 class FrozenBasisReport(io.ComfyNode):
@@ -245,14 +253,16 @@ class FrozenBasisReport(io.ComfyNode):
                                    tooltip="The decoded pictures of Edit along Basis with direction -1, for a contact "
                                            "sheet.")],
             outputs=[io.Image.Output(display_name="plot", tooltip="Everything as one picture."),
-                     io.String.Output(display_name="report", tooltip="The figures.")])
+                     io.String.Output(display_name="report", tooltip="The figures.")],
+            hidden=[io.Hidden.unique_id])
 
     @classmethod
     def execute(cls, basis, edits=None, **others) -> io.NodeOutput:
         from ..modules.basis.report import basis_picture, basis_text
+        from ..modules.host.progress import show_text
         bases = given(basis, others)
         text = basis_text(bases)
-        return io.NodeOutput(basis_picture(bases, edits), text, ui=ui.PreviewText(text))
+        return io.NodeOutput(basis_picture(bases, edits), text, ui=show_text(text, cls.hidden.unique_id))
 
 
 class FrozenSaveBasis(io.ComfyNode):
@@ -270,14 +280,16 @@ class FrozenSaveBasis(io.ComfyNode):
                     io.String.Input("filename_prefix", default="latent_bases/basis",
                                     tooltip="Name in the output folder.")],
             outputs=[io.String.Output(display_name="path", tooltip="The file that was written.")],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True)
 
     @classmethod
     def execute(cls, basis, filename_prefix: str) -> io.NodeOutput:
         from ..modules.basis.basis import basis_tensors
         from ..modules.host.files import save_tensors
+        from ..modules.host.progress import show_text
         path = save_tensors("latent basis", *basis_tensors(basis), filename_prefix)
-        return io.NodeOutput(str(path), ui=ui.PreviewText(str(path)))
+        return io.NodeOutput(str(path), ui=show_text(str(path), cls.hidden.unique_id))
 
 
 class FrozenLoadBasis(io.ComfyNode):

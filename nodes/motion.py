@@ -1,7 +1,7 @@
 """Nodes for motion modules: load, apply, save."""
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..modules.host.motion.apply import EVERY_STEP, MAPPING_MODES, OFFICIAL, POOLED, apply_motion
 from ..modules.host.motion.files import (
@@ -12,6 +12,7 @@ from ..modules.host.motion.files import (
     save_motion,
 )
 from ..modules.host.motion.schedule import AUTO, CHOICES
+from ..modules.host.progress import show_text
 
 MotionModuleType = io.Custom("FROZEN_MOTION_MODULE")
 
@@ -36,7 +37,8 @@ class FrozenLoadMotionModule(io.ComfyNode):
                 MotionModuleType.Output("motion_module", "FROZEN_MOTION_MODULE",
                                         tooltip="For the node Apply Motion Module."),
                 io.String.Output("report", "STRING", tooltip="Family, clip length, schedule, warnings."),
-            ])
+            ],
+            hidden=[io.Hidden.unique_id])
 
     @classmethod
     def fingerprint_inputs(cls, motion_file: str) -> tuple[int, int]:
@@ -48,7 +50,7 @@ class FrozenLoadMotionModule(io.ComfyNode):
     def execute(cls, motion_file: str) -> io.NodeOutput:
         loaded, report = load_motion_file(find_motion_file(motion_file))
         text = report_text(loaded, report)
-        return io.NodeOutput(loaded, text, ui=ui.PreviewText(text))
+        return io.NodeOutput(loaded, text, ui=show_text(text, cls.hidden.unique_id))
 
 
 class FrozenApplyMotionModule(io.ComfyNode):
@@ -136,13 +138,14 @@ class FrozenSaveMotionModule(io.ComfyNode):
                     tooltip="What it was trained on, kept in the file. Empty: as the module came."),
             ],
             outputs=[io.String.Output("path", "STRING", tooltip="The file that was written.")],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True)
 
     @classmethod
     def execute(cls, motion_module, filename_prefix: str, licence: str, train_data: str) -> io.NodeOutput:
         metadata = {"licence": licence, "train_data": train_data}
         path = str(save_motion(motion_module, filename_prefix, metadata))
-        return io.NodeOutput(path, ui=ui.PreviewText(path))
+        return io.NodeOutput(path, ui=show_text(path, cls.hidden.unique_id))
 
 
 NODES = [FrozenLoadMotionModule, FrozenApplyMotionModule, FrozenSaveMotionModule]

@@ -1,7 +1,7 @@
 """Training motion modules: clips to train on, and the training."""
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..modules.motion.recipe import HEADS, NEGATIVES, MotionRecipe
 from .training_options import Options
@@ -57,6 +57,7 @@ class FrozenClipDataset(io.ComfyNode):
                                  tooltip="What was found, split at cuts, slowed down or left out, and why."),
                 io.Image.Output(display_name="preview", tooltip="Up to four clips, one a row."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -70,10 +71,12 @@ class FrozenClipDataset(io.ComfyNode):
         from ..modules.data.clips import ClipSettings
         from ..modules.demo.clips import SpriteClips
         from ..modules.host.clip_dataset import clips_of_folder, preview_rows
+        from ..modules.host.progress import show_text
         settings = ClipSettings(**settings)
         clips = (SpriteClips(settings.max_clips or 512, settings, seed) if source == SPRITES
                  else clips_of_folder(folder, settings))
-        return io.NodeOutput(clips, clips.report(), preview_rows(clips), ui=ui.PreviewText(clips.report()))
+        text = clips.report()
+        return io.NodeOutput(clips, text, preview_rows(clips), ui=show_text(text, cls.hidden.unique_id))
 
 
 class FrozenTrainMotionModule(io.ComfyNode):

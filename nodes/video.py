@@ -56,6 +56,7 @@ class FrozenClipReport(io.ComfyNode):
                 io.Float.Output(display_name="span", tooltip="Mean difference of first and last frame: how much moves "
                                                              "in all; small too for motion that returns."),
             ],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
@@ -63,9 +64,10 @@ class FrozenClipReport(io.ComfyNode):
     def execute(cls, frames, fps, columns) -> io.NodeOutput:
         from ..modules.clips.flicker import clip_figures
         from ..modules.clips.report import report_picture, report_text
+        from ..modules.host.progress import show_text
         figures = clip_figures(frames[..., :3].movedim(-1, 1))
         picture, text = report_picture(frames, figures, columns), report_text(figures, fps)
-        shown = {**ui.PreviewImage(picture, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}
+        shown = {**ui.PreviewImage(picture, cls=cls).as_dict(), **show_text(text, cls.hidden.unique_id).as_dict()}
         return io.NodeOutput(picture, text, figures.r, figures.span, ui=shown)
 
 

@@ -1,8 +1,9 @@
-"""Progress under a node: a line of text, and pictures in the host's progress bar."""
+"""Progress and reports under a node: text, and pictures in the host's progress bar."""
 from __future__ import annotations
 
 import sys
 
+from comfy_api.latest import ui
 from PIL import Image
 from torch import Tensor
 
@@ -18,7 +19,19 @@ def preview(frames: Tensor) -> tuple[str, Image.Image, int]:
 
 
 def report_progress(text: str, node_id: str | None) -> None:
-    """A line of text under the node; nothing where no page listens, as in tests and on the command line."""
+    """A line of text under the node; nothing where no page listens, as in tests and on the command line.
+
+    The page takes it for HTML. A zero-width space behind "<" keeps what files say of themselves from being markup.
+    """
     server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     if server is not None and node_id is not None:
-        server.send_progress_text(text, node_id)
+        server.send_progress_text(text.replace("<", "<\N{ZERO WIDTH SPACE}"), node_id)
+
+
+def show_text(text: str, node_id: str | None) -> ui.PreviewText:
+    """A node's report: text that stays under the node, and its `ui` for those who read results from the server.
+
+    The page draws the first and keeps the second to itself; the server's history has the second only.
+    """
+    report_progress(text, node_id)
+    return ui.PreviewText(text)

@@ -177,8 +177,8 @@ def test_bases_through_the_nodes(comfy, base, found, tmp_path):
     mean = comfy.run("FrozenGlobalBasis", basis=found, basis_2=found)[0]
     torch.testing.assert_close(torch.linalg.svdvals(mean.U.flatten(1) @ found.U.flatten(1).T), torch.ones(3),
                                rtol=0, atol=1e-4)
-    itself, coverage = comfy.run("FrozenTransportBasis", basis=found, direction=2, target=found)
-    assert coverage == pytest.approx(1, abs=1e-4)
+    itself, coverage, report = comfy.run("FrozenTransportBasis", basis=found, direction=2, target=found)
+    assert coverage == pytest.approx(1, abs=1e-4) and report == "coverage 1.00 (green)"
     torch.testing.assert_close(itself.V[0], found.V[2], rtol=0, atol=1e-4)
     torch.testing.assert_close(itself.U[0], found.U[2], rtol=0, atol=1e-4)
     path = comfy.run("FrozenSaveBasis", basis=other, filename_prefix="latent_bases/test")[0]

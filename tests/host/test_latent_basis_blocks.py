@@ -108,7 +108,7 @@ def test_bases_of_different_blocks_are_not_mixed(comfy, base, found):
                  lambda: comfy.run("FrozenBasisReport", basis=one, basis_2=other)):
         with pytest.raises(ValueError, match="different blocks of the U-Net: middle, output 0"):
             call()
-    carried, coverage = comfy.run("FrozenTransportBasis", basis=one, direction=0, target=other, space="x")
+    carried, coverage, _ = comfy.run("FrozenTransportBasis", basis=one, direction=0, target=other, space="x")
     assert coverage == pytest.approx(abs(float((one.V * other.V).sum())), abs=1e-4) and carried.block == "output 0"
     assert "h at output 0" in comfy.run("FrozenBasisReport", basis=other)[1]
 

@@ -123,7 +123,7 @@ def test_a_complement_is_taken_out_of_an_edit(comfy, base, found, other):
 @pytest.mark.fault("G6")
 def test_a_direction_is_carried_in_x(comfy, found):
     """v' = V' V'^T v, and the share of v that is there."""
-    itself, coverage = comfy.run("FrozenTransportBasis", basis=found, direction=1, target=found, space="x")
+    itself, coverage, _ = comfy.run("FrozenTransportBasis", basis=found, direction=1, target=found, space="x")
     assert coverage == pytest.approx(1, abs=1e-4) and itself.provenance["space"] == "x"
     torch.testing.assert_close(itself.V[0], found.V[1], rtol=0, atol=1e-4)
     torch.testing.assert_close(itself.U[0], found.U[1], rtol=0, atol=1e-4)

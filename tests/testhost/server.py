@@ -20,6 +20,7 @@ from frozen_diffusion.modules.host.boot import PACK, find_comfyui
 
 LINK = PACK / ".host"                   # git-ignored: the folder by which a ComfyUI finds the pack
 NAME = "frozen-diffusion"
+PROGRESS_TEXT = (3).to_bytes(4, "big")      # the kind of a binary message
 EXTRA_PATHS = "frozen_diffusion:\n  base_path: .\n  custom_nodes: custom_nodes\n"
 
 
@@ -192,7 +193,8 @@ class Server:
                seconds: float = 600) -> dict[str, dict]:
         """Run an API graph to its end; returns what each output node shows, by node id.
 
-        `on_message(kind, data)` gets the server's messages as they come (`executing`, `progress`, ...).
+        `on_message(kind, data)` gets the server's messages as they come (`executing`, `progress`, ...; `progress_text`
+        for text that the page draws under a node).
         Raises PromptRejected, ExecutionFailed, Interrupted or TimeoutError.
         """
         if on_message is None:
@@ -208,6 +210,8 @@ class Server:
         async with aiohttp.ClientSession() as web, web.ws_connect(address, max_msg_size=0) as messages:
             prompt_id = await asyncio.to_thread(self.queue, graph, client)
             async for message in messages:
+                if message.type is aiohttp.WSMsgType.BINARY and message.data[:4] == PROGRESS_TEXT:
+                    await asyncio.to_thread(on_message, "progress_text", progress_text(message.data))
                 if message.type is not aiohttp.WSMsgType.TEXT:
                     continue            # pictures of a preview
                 content = json.loads(message.data)
@@ -225,6 +229,12 @@ class Server:
         lists = [shown for node in outputs.values() for shown in node.values() if isinstance(shown, list)]
         return [roots[item["type"]] / item["subfolder"] / item["filename"]
                 for shown in lists for item in shown if isinstance(item, dict) and "filename" in item]
+
+
+def progress_text(message: bytes) -> dict[str, str]:
+    """The node id and the text of the server's binary message: kind, length of the id, id, text."""
+    begin = 8 + int.from_bytes(message[4:8], "big")
+    return {"node": message[8:begin].decode(), "text": message[begin:].decode()}
 
 
 def outputs_of(entry: dict) -> dict[str, dict]:
