@@ -27,15 +27,6 @@ def gamma_inputs() -> list:
             io.Float.Input("gamma_skips", default=0.0, min=0.0, max=1.0, step=0.01, tooltip=SKIPS)]
 
 
-def validate_gamma(gamma: str | None) -> bool | str:
-    """True, or what is wrong with a gamma that was typed in; None comes from another node. Before anything runs."""
-    from ..modules.hspace.curve import parse_curve
-    try:
-        return gamma is None or bool(parse_curve(gamma))
-    except ValueError as error:
-        return str(error)
-
-
 class FrozenHSpaceInjectionSampler(io.ComfyNode):
     """A sampler that takes the content of a trace into the picture it makes."""
 
@@ -89,10 +80,6 @@ class FrozenHSpaceInjectionSampler(io.ComfyNode):
             outputs=[io.Sampler.Output(tooltip="For SamplerCustom, SamplerCustomAdvanced or Record h-Space.")])
 
     @classmethod
-    def validate_inputs(cls, gamma: str | None = None) -> bool | str:
-        return validate_gamma(gamma)
-
-    @classmethod
     def execute(cls, trace, preset: str, gamma: str, apply_to: str, norm_mode: str, check: str,
                 shared_encoder: bool, **settings) -> io.NodeOutput:
         from ..modules.host.hspace.sampling import InjectionRequest, injection_sampler
@@ -127,10 +114,6 @@ class FrozenInjectHSpace(io.ComfyNode):
                 *gamma_inputs(),
             ],
             outputs=[io.Model.Output(tooltip="The model with the injection, for any sampler.")])
-
-    @classmethod
-    def validate_inputs(cls, gamma: str | None = None) -> bool | str:
-        return validate_gamma(gamma)
 
     @classmethod
     def execute(cls, model, trace, gamma: str, t_edit: float, apply_to: str, norm_mode: str, check: str,

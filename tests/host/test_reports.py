@@ -1,10 +1,12 @@
-"""What nodes tell the page: a report stands under its node and in the history."""
+"""What nodes tell the page: a report stands under its node and in the history; a wrong text input is an error."""
 import sys
 from types import SimpleNamespace
 
+import pytest
 from comfy_api.latest import io
 
 from frozen_diffusion.modules.host import progress
+from testhost.server import ExecutionFailed
 
 REPORTS = {"report", "text", "path"}         # outputs that a person is meant to read
 MOTION = "frozen-diffusion/sprite_motion.safetensors"
@@ -48,3 +50,29 @@ def test_files_cannot_write_markup_into_the_page(comfy, monkeypatch):
     monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=instance)))
     assert progress.show_text("a <img src=x> & 1 < 2", "7").as_dict() == {"text": ("a <img src=x> & 1 < 2",)}
     assert sent == [("a <\u200bimg src=x> & 1 <\u200b 2", "7")]
+
+
+@pytest.mark.parametrize(("gamma", "sentence"), [("1.5", "the value 1.5 is outside of 0 to 1"),
+                                                 ("999: 0.1, 0.5", "the part '0.5' has no timestep")])
+def test_a_bad_gamma_is_an_error_though_the_rest_could_run(server, gamma, sentence):
+    """Refused before the run, it would be left out without a word: the page shows nothing while others can run."""
+    graph = {"other": node("EmptyImage", width=16, height=16, batch_size=1, color=1),
+             "other shown": node("PreviewImage", images=["other", 0]),
+             "world": node("FrozenLoadSpriteWorld"),
+             "prompt": node("CLIPTextEncode", clip=["world", 1], text=""),
+             "noise": node("RandomNoise", noise_seed=1),
+             "guider": node("BasicGuider", model=["world", 0], conditioning=["prompt", 0]),
+             "euler": node("KSamplerSelect", sampler_name="euler"),
+             "sigmas": node("BasicScheduler", model=["world", 0], scheduler="normal", steps=1, denoise=1.0),
+             "latent": node("EmptyLatentImage", width=64, height=64, batch_size=1),
+             "content": node("FrozenRecordHSpace", noise=["noise", 0], guider=["guider", 0], sampler=["euler", 0],
+                             sigmas=["sigmas", 0], latent_image=["latent", 0], deep_skips=0),
+             "injected": node("FrozenInjectHSpace", model=["world", 0], trace=["content", 1], gamma=gamma, t_edit=400.0,
+                              apply_to="both", norm_mode="masked", check="model", gamma_skips=0.0),
+             "result": node("KSampler", model=["injected", 0], positive=["prompt", 0], negative=["prompt", 0],
+                            latent_image=["latent", 0], seed=1, steps=1, cfg=1.0, sampler_name="euler",
+                            scheduler="normal", denoise=1.0),
+             "decode": node("VAEDecode", samples=["result", 0], vae=["world", 2]),
+             "shown": node("PreviewImage", images=["decode", 0])}
+    with pytest.raises(ExecutionFailed, match=f"FrozenInjectHSpace.*gamma is .*{sentence}"):
+        server.submit(graph)
