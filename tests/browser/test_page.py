@@ -33,7 +33,8 @@ def finished(server, known: set[str], seconds: float = 240) -> dict:
 def test_laid_out_graph_opens_and_runs_by_clicking(page, server):
     """Our layout is what the page itself saves: it opens whole, means the same graph, and runs."""
     workflow = ui_workflow(PICTURE, server.object_info(), notes=["## A picture\nPress **Run**."],
-                           groups={"Make": ["blank", "noisy"]}, titles={"saved": "The end"},
+                           stages=[[{"1 Make": ["blank", "noisy", "seed"], "2 See": ["shown", "saved"]}]],
+                           titles={"saved": "The end"},
                            bypassed=["noisy"])
     page.open()
     page.load(workflow)

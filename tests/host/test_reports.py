@@ -7,8 +7,9 @@ from comfy_api.latest import io
 
 from frozen_diffusion.modules.host import progress
 from testhost.server import ExecutionFailed
+from testhost.templates import REPORTS
 
-REPORTS = {"report", "text", "path"}         # outputs that a person is meant to read
+NAMES = {"report", "text", "path"}           # outputs that a person is meant to read
 MOTION = "frozen-diffusion/sprite_motion.safetensors"
 
 
@@ -35,12 +36,14 @@ def test_reports_come_as_text_under_the_node(server):
 
 
 def test_every_report_knows_its_node(comfy):
-    """A node with a report asks for its own id, without which nothing can be drawn under it."""
+    """A node with a report asks for its own id, without which nothing can be drawn under it, and templates know it."""
     nodes = [one.GET_SCHEMA() for one in comfy.pack]
-    telling = [schema for schema in nodes
-               if REPORTS & {name for output in schema.outputs for name in (output.id, output.display_name)}]
-    assert len(telling) >= 13
-    assert [schema.node_id for schema in telling if io.Hidden.unique_id not in (schema.hidden or ())] == []
+    telling = {schema.node_id: [slot for slot, output in enumerate(schema.outputs)
+                                if output.get_io_type() == "STRING" and NAMES & {output.id, output.display_name}]
+               for schema in nodes}
+    assert REPORTS == {node_id: slots[0] for node_id, slots in telling.items() if slots}
+    assert [schema.node_id for schema in nodes
+            if telling[schema.node_id] and io.Hidden.unique_id not in (schema.hidden or ())] == []
 
 
 def test_files_cannot_write_markup_into_the_page(comfy, monkeypatch):

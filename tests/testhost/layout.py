@@ -11,12 +11,18 @@ import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from .view import opening_view
+from .wires import route
 from .workflow import BYPASSED, default_of, extra_values, inputs_of, is_widget
 
 TITLE, SLOT, WIDGET, GAP = 30, 20, 24, 40       # heights on the page, in its pixels
-WIDE, NARROW, TEXT, PICTURE = 400, 300, 120, 280
+WIDE, NARROW, TEXT, PICTURE, REPORT = 350, 250, 100, 240, 70
+COLUMN_GAP = 52
+GROUP_GAP, GROUP_EDGE, GROUP_TITLE = 40, 15, 45
 SHOWING = {"PreviewImage", "SaveImage", "SaveVideo", "SaveAnimatedWEBP", "SaveAnimatedPNG", "LoadImage",
-           "FrozenFrameSheet", "FrozenClipReport"}
+           "FrozenFrameSheet", "FrozenClipReport", "FrozenHSpaceGrid", "FrozenTrainMotionModule", "LossGraphNode"}
+NOTE_WIDE = 420
+LETTERS = {"## ": (44, 19), "### ": (60, 15), "": (68, 13)}     # a note's text: letters in a line, its height
 NOTE_COLOURS = {"color": "#432", "bgcolor": "#653"}
 
 
@@ -74,8 +80,9 @@ def node_of(key: str, node: Mapping, schema: Mapping) -> dict:
         raise ValueError(f"{node['class_type']} ({key}) has no input {', '.join(sorted(unknown))}")
     outputs = [{"name": name, "type": kind, "links": [], "slot_index": slot}
                for slot, (name, kind) in enumerate(zip(schema["output_name"], schema["output"], strict=True))]
-    height = (SLOT * max(len(sockets), len(outputs)) + WIDGET * len(values) + TEXT * long_texts + 16
-              + PICTURE * (node["class_type"] in SHOWING))
+    reports = "unique_id" in schema["input"].get("hidden", {})
+    height = (SLOT * max(len(sockets), len(outputs)) + WIDGET * len(values) + TEXT * long_texts + 16 + REPORT * reports
+              + PICTURE * (node["class_type"] in SHOWING) + TEXT * (node["class_type"] == "PreviewAny"))
     ours = node["class_type"].startswith("Frozen")
     return {
         "type": node["class_type"], "size": [WIDE if long_texts else NARROW, max(height, 46)], "flags": {},
@@ -86,30 +93,66 @@ def node_of(key: str, node: Mapping, schema: Mapping) -> dict:
     }
 
 
-def place(graph: Mapping, nodes: Mapping[str, dict], positions: Mapping[str, Sequence[float]]) -> None:
-    """Give every node its `pos`: columns by depth, each column in the order of the rows that feed it."""
-    depth, row, x = columns(graph), {}, 0
+def place(graph: Mapping, nodes: Mapping[str, dict], members: Sequence[str], left: float, top: float) -> None:
+    """Give some nodes their `pos`: columns by depth, each column in the order of the rows that feed it."""
+    part = {key: graph[key] for key in members}
+    depth, row, x = columns(part), {}, left
     for column in range(max(depth.values(), default=-1) + 1):
         def feeders(key: str) -> float:
-            rows = [row[value[0]] for value in graph[key]["inputs"].values()
-                    if linked(graph, value) and value[0] in row]
+            rows = [row[value[0]] for value in part[key]["inputs"].values() if linked(part, value) and value[0] in row]
             return sum(rows) / len(rows) if rows else 0.0
 
-        members = sorted((key for key in graph if depth[key] == column), key=feeders)
-        y = 0
-        for key in members:
-            nodes[key]["pos"] = list(positions.get(key, (x, y)))
+        y, wide = top, 0
+        for key in sorted((key for key in part if depth[key] == column), key=feeders):
+            nodes[key]["pos"] = [x, y]
             row[key] = y
             y += nodes[key]["size"][1] + TITLE + GAP
-        x += max((nodes[key]["size"][0] for key in members), default=0) + 2 * GAP
+            wide = max(wide, nodes[key]["size"][0])
+        x += wide + COLUMN_GAP
 
 
-def note(text: str, number: int, x: float, y: float) -> dict:
-    """A MarkdownNote of the page."""
-    lines = sum(1 + len(line) // 52 for line in text.splitlines())
-    return {"id": number, "type": "MarkdownNote", "pos": [x, y], "size": [WIDE, 60 + 22 * lines], "flags": {},
-            "order": 0, "mode": 0, "inputs": [], "outputs": [], "properties": {}, "widgets_values": [text],
-            **NOTE_COLOURS}
+Column = Mapping[str, Sequence[str]]            # {title of a stage: keys of its nodes}, from top to bottom
+
+
+def place_stages(graph: Mapping, nodes: Mapping[str, dict], rows: Sequence[Sequence[Column]],
+                 cards: Sequence[dict]) -> list[dict]:
+    """Place every stage: rows of columns, the first column of the first row below the notes; returns their frames."""
+    given = [key for row in rows for column in row for members in column.values() for key in members]
+    if sorted(given) != sorted(graph):
+        wrong = sorted({*given} ^ {*graph} | {key for key in given if given.count(key) > 1})
+        raise ValueError(f"every node belongs to one stage; not so: {', '.join(wrong)}")
+    begin, right = place_notes(cards, 0, 0)
+    frames, top, bottom = [], 0, begin
+    for row in rows:
+        x = 0
+        for column in row:
+            y = begin if not (x or top) else top
+            for title, members in column.items():
+                place(graph, nodes, members, x, y)
+                frames.append(frame(title, len(frames) + 1, [nodes[key] for key in members]))
+                left, upper, wide, high = frames[-1]["bounding"]
+                y, right = upper + high + GROUP_GAP + GROUP_TITLE + TITLE, max(right, left + wide)
+            x, bottom = right + GROUP_GAP + GROUP_EDGE, max(bottom, y)
+        top, right = bottom, 0
+    return frames
+
+
+def place_notes(cards: Sequence[dict], x: float, y: float) -> tuple[float, float]:
+    """Place the notes below one another; returns where a group may begin below them, and their right edge."""
+    for card in cards:
+        card["pos"] = [x, y]
+        y += card["size"][1] + TITLE + GAP
+    return y + GROUP_TITLE, x + NOTE_WIDE
+
+
+def note(text: str, number: int) -> dict:
+    """A MarkdownNote of the page, as high as its text, still without place."""
+    height = 40
+    for line in text.splitlines():
+        letters, high = next(size for mark, size in LETTERS.items() if line.startswith(mark))
+        height += high * (1 + len(line) // letters) + 5
+    return {"id": number, "type": "MarkdownNote", "size": [NOTE_WIDE, height], "flags": {}, "order": 0, "mode": 0,
+            "inputs": [], "outputs": [], "title": "Read me", "properties": {}, "widgets_values": [text], **NOTE_COLOURS}
 
 
 def frame(title: str, number: int, members: Sequence[dict]) -> dict:
@@ -117,44 +160,52 @@ def frame(title: str, number: int, members: Sequence[dict]) -> dict:
     left, top = (min(node["pos"][axis] for node in members) for axis in (0, 1))
     right, bottom = (max(node["pos"][axis] + node["size"][axis] for node in members) for axis in (0, 1))
     return {"id": number, "title": title, "color": "#3f789e", "font_size": 24, "flags": {},
-            "bounding": [left - 15, top - TITLE - 45, right - left + 30, bottom - top + TITLE + 60]}
+            "bounding": [left - GROUP_EDGE, top - TITLE - GROUP_TITLE, right - left + 2 * GROUP_EDGE,
+                         bottom - top + TITLE + GROUP_TITLE + GROUP_EDGE]}
 
 
 def ui_workflow(graph: Mapping[str, Mapping], object_info: Mapping, *, notes: Sequence[str] = (),
-                titles: Mapping[str, str] | None = None, groups: Mapping[str, Sequence[str]] | None = None,
-                positions: Mapping[str, Sequence[float]] | None = None, bypassed: Sequence[str] = ()) -> dict:
+                titles: Mapping[str, str] | None = None, stages: Sequence[Sequence[Column]] = (),
+                wanted: Sequence[str] = (), extras: Mapping[str, Mapping] | None = None,
+                bypassed: Sequence[str] = ()) -> dict:
     """A workflow in UI format that holds `graph`, laid out from left to right.
 
-    `notes` are Markdown texts put to the left, `titles` renames nodes, `groups` maps a title to the nodes in
-    its frame, `positions` overrides a node's place, `bypassed` nodes are drawn but not run. Keys of `graph`
-    may be any words; the page's numbers follow their order.
-    Raises ValueError on an unknown node, input or link.
+    `notes` are Markdown texts put to the left, `titles` renames nodes. `stages` are rows of columns of groups, each a
+    title and the nodes in its frame; the first column stands below the notes, and if there are any, every node is in
+    one. The opening view shows the first note and the nodes `wanted`. `extras` are further entries of a node (colours,
+    size, properties); nodes `bypassed` are drawn but not run. Keys of `graph` may be any words; the page's numbers
+    follow their order.
+    Raises ValueError on an unknown node, input or link, a node without a stage, or what would not be seen.
     """
     unknown = sorted({node["class_type"] for node in graph.values()} - object_info.keys())
     if unknown:
         raise ValueError(f"node types that this ComfyUI does not know: {', '.join(unknown)}")
     nodes = {key: node_of(key, node, object_info[node["class_type"]]) for key, node in graph.items()}
-    place(graph, nodes, positions or {})
     for number, (key, node) in enumerate(nodes.items(), 1):
-        node |= {"id": number, "mode": BYPASSED if key in bypassed else 0}
+        more = dict((extras or {}).get(key, {}))
+        node["properties"] |= more.pop("properties", {})
+        node |= {"id": number, "mode": BYPASSED if key in bypassed else 0, **more}
         if key in (titles or {}):
             node["title"] = titles[key]
+    cards = [note(text, len(nodes) + number) for number, text in enumerate(notes, 1)]
+    if stages:
+        frames = place_stages(graph, nodes, stages, cards)
+    else:
+        frames = []
+        place(graph, nodes, list(graph), place_notes(cards, 0, 0)[1] + 2 * GAP if cards else 0, 0)
     depth = columns(graph)
     for order, key in enumerate(sorted(graph, key=depth.__getitem__)):
         nodes[key]["order"] = order
     links = connect(graph, nodes)
-    cards, y = [], 0
-    for text in notes:
-        cards.append(note(text, len(nodes) + len(cards) + 1, -WIDE - 2 * GAP, y))
-        y += cards[-1]["size"][1] + TITLE + GAP
-    frames = [frame(title, number, [nodes[key] for key in members])
-              for number, (title, members) in enumerate((groups or {}).items(), 1)]
-    return {
+    every = [*nodes.values(), *cards]
+    workflow = {
         "id": str(uuid.uuid5(uuid.NAMESPACE_OID, json.dumps(graph, sort_keys=True))), "revision": 0,
-        "last_node_id": len(nodes) + len(cards), "last_link_id": len(links),
-        "nodes": [*nodes.values(), *cards], "links": links, "groups": frames, "config": {},
-        "extra": {"ds": {"scale": 0.7, "offset": [WIDE + 4 * GAP, 3 * GAP]}}, "version": 0.4,
+        "last_node_id": len(every), "last_link_id": len(links), "nodes": every, "links": links, "groups": frames,
+        "config": {}, "extra": {"ds": opening_view(every, frames, [*cards[:1], *(nodes[key] for key in wanted)])},
+        "version": 0.4,
     }
+    route(workflow)
+    return workflow
 
 
 def connect(graph: Mapping, nodes: Mapping[str, dict]) -> list[list]:

@@ -5,6 +5,8 @@
 """
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from . import h_space, harivo, latent_basis, video
 
 # Each chapter begins at a number of tens: a method, from the first thing to try to the last, its training at the end.
@@ -21,6 +23,11 @@ CHAPTERS = {
     "Latent basis": {50: latent_basis.latent_basis_directions, 51: latent_basis.latent_basis_transport,
                      52: latent_basis.latent_basis_prompt_slider},
 }
+REPORTS = {         # the output of each node that is a report in words, or the path of a file that was written
+    "FrozenBasisReport": 1, "FrozenCalibrateTimesteps": 3, "FrozenClipDataset": 1, "FrozenClipReport": 1,
+    "FrozenComputeLatentBasis": 2, "FrozenEditAlongBasis": 1, "FrozenInvertDDIM": 4, "FrozenLoadMotionModule": 1,
+    "FrozenPromptDirection": 1, "FrozenSaveBasis": 0, "FrozenSaveHTrace": 0, "FrozenSaveMotionModule": 0,
+    "FrozenTransportBasis": 2}
 TEMPLATES = {f"{number:02d}_{make.__name__}": make for chapter in CHAPTERS.values() for number, make in chapter.items()}
 
 
@@ -30,3 +37,17 @@ def named(ending: str) -> str:
     if len(found) != 1:
         raise ValueError(f"no template {ending!r}; there are: {', '.join(TEMPLATES)}")
     return found[0]
+
+
+def reports(graph: Mapping[str, dict]) -> tuple[set[str], set[str]]:
+    """The kinds of node of a graph whose report a person is meant to read, and those that have one shown as text.
+
+    What a motion file is matters where it is the user's own.
+    """
+    wanted = {node["class_type"] for node in graph.values()} & REPORTS.keys()
+    if all(node["inputs"]["motion_file"].startswith("frozen-diffusion/") for node in graph.values()
+           if node["class_type"] == "FrozenLoadMotionModule"):
+        wanted.discard("FrozenLoadMotionModule")
+    links = [node["inputs"]["source"] for node in graph.values() if node["class_type"] == "PreviewAny"]
+    shown = {graph[key]["class_type"] for key, slot in links if REPORTS.get(graph[key]["class_type"]) == slot}
+    return wanted, shown

@@ -1,7 +1,7 @@
 """The templates of h-space content injection, see the list in __init__.py."""
 from __future__ import annotations
 
-from .parts import OWN_MODEL, Template, drawn, node, video_graph
+from .parts import OWN_MODEL, Template, drawn, node, text_of, video_graph
 
 CONTENT, CONTENT_SEED = "a large watermelon on the right of a green plain background", 5
 STYLE, STYLE_SEED = "a small star on the left of a red striped background", 16
@@ -25,7 +25,13 @@ def inverted(name: str, deep_skips: int = 0, text: str = "") -> dict:
     """The inversion of picture `name` with the prompt of the node `text`, else its own."""
     return {f"{name} inverted": node("FrozenInvertDDIM", model=["world", 0], positive=[text or f"{name} prompt", 0],
                                      latent=[name, 0], steps=EDIT_STEPS, refinements=0, deep_skips=deep_skips,
-                                     check=True, vae=["world", 2])}
+                                     check=True, vae=["world", 2])} | text_of(f"{name} inverted", 4)
+
+
+def stage_of(name: str, *more: str) -> list[str]:
+    """The nodes that draw picture `name`, show it and invert it with a report."""
+    return [f"{name} prompt", f"{name} size", name, f"{name} decode", f"{name} shown", f"{name} inverted",
+            f"{name} inverted report", *more]
 
 
 def world() -> dict:
@@ -62,20 +68,24 @@ def h_space_content_and_style() -> Template:
                        sigmas=["style inverted", 2], latent_image=["style inverted", 0], deep_skips=0),
         "what it did": node("PreviewImage", images=["result", 2])}
     graph |= saved(["result", 0], "content_and_style")
-    return Template(graph, ("## The content of one picture in the style of another\nBoth pictures are inverted to "
-                            "noise. "
-                            "Sampling from the noise of *style*, the bottleneck features of *content* are blended in: "
-                            "shape, size and place come from the one, background and colours from the other. No "
-                            "training.\n\n- **gamma** and **gamma_skips**: how much content. The paper blends the "
-                            "bottleneck alone (gamma_skips 0, gamma 0.3), which is enough for pixel models; latent "
-                            "models "
-                            "keep much content in the deep skips.\n- **lead**: the content's features from further on "
-                            "in the sampling, where less noise is in them.\n- The prompts: each picture is inverted "
-                            "with words for all of it; sampling gets what is to stay (here the background) and nothing "
-                            "that the content replaces. With empty prompts less of both comes through.\n- "
-                            "Watch the report of *Invert (DDIM)*: below 30 dB the inversion is the problem, not the "
-                            "injection.\n- Keep cfg at 1."
-                            + OWN_PICTURES + OWN_VALUES,))
+    return Template(
+        graph, "draws what one picture shows in the style of another. Shape, size and place come from *content*; "
+        "background and colours from *style*. No training.",
+        "the green prompts; **gamma** and **gamma_skips** of the sampler: how much content. Then press **Run**.",
+        "a minute",
+        [[{"1 Model": ["world"]}, {"2 Content": stage_of("content", "empty")}, {"5 Result": ["save"]}],
+         [{"3 Style": stage_of("style")},
+          {"4 Content into style": ["kept", "injection", "noise", "guider", "result", "what it did", "decode"]}]],
+        "content prompt", "save",
+        ("Both pictures are inverted to noise. Sampling from the noise of *style*, the bottleneck features of *content* are "
+         "blended in.\n\n- The paper blends the bottleneck alone (gamma_skips 0, gamma 0.3), which is enough for pixel "
+         "models; latent models keep much content in the deep skips.\n- **lead**: the content's features from further on "
+         "in the sampling, where less noise is in them.\n- The prompts: each picture is inverted with words for all of "
+         "it; sampling gets what is to stay (here the background) and nothing that the content replaces. With empty "
+         "prompts less of both comes through.\n- Watch the reports of *Invert (DDIM)*: below 30 dB the inversion is the "
+         "problem, not the injection.\n- Keep cfg at 1." + OWN_PICTURES + OWN_VALUES,),
+        {"kept": "Prompt: what stays", "result": "Record h-Space: sampling", "decode": "VAE Decode: result",
+         "what it did": "Preview Image: what the injection did"})
 
 
 def h_space_masked() -> Template:
@@ -99,15 +109,28 @@ def h_space_masked() -> Template:
         "calibrated": node("FrozenCalibrateTimesteps", model=["world", 0], positive=["empty", 0], vae=["world", 2],
                            latent=["style", 0], steps=20, distance="ssim"),
         "calibration": node("PreviewImage", images=["calibrated", 2]),
+        **text_of("calibrated", 3), **text_of("keep", 0),
         "injection": injection("loaded", t_edit=300.0, t_boost=300.0, lead=300.0, replace_steps=25),
         "result": sampled(["style inverted", 0], ["style inverted", 2], ["injection", 0], "kept")}
     graph |= saved(["result", 0], "masked_injection")
-    return Template(graph, ("## Content in a region, and two contents at once\nEach trace gets its own mask: the "
-                            "watermelon acts on the right half, the mushroom on the left. *Save h-Trace* keeps both in "
-                            "a file, with the identity of the model; *Load h-Trace* refuses it on another one.\n\n"
-                            "*Calibrate t_edit* shows down to which timestep this model still decides content, from "
-                            "pictures of yours; connect it to **t_edit** to use what it finds." + OWN_PICTURES
-                            + OWN_VALUES + " The masks get the pictures' size.",))
+    return Template(
+        graph, "puts two contents into one picture: the watermelon acts on the right half, the mushroom on the left.",
+        "the green prompts; the masks; **gamma** of the sampler. Then press **Run**.", "two minutes",
+        [[{"1 Model": ["world"]}, {"2 Content": stage_of("content", "empty")}, {"8 Result": ["save"]}],
+         [{"3 Second content": stage_of("second"), "4 Style": stage_of("style")},
+         {"5 Regions": ["size", "half", "right side", "left side", "masked", "masked second", "both", "keep", "loaded",
+                        "keep report"],
+          "6 When content is decided": ["calibrated", "calibration", "calibrated report"],
+          "7 Contents into style": ["kept", "injection", "result", "decode"]}]],
+        "content prompt", "save",
+        ("Each trace gets its own mask. *Save h-Trace* keeps both in a file, with the identity of the model; *Load "
+         "h-Trace* refuses it on another one.\n\n*Calibrate t_edit* shows down to which timestep this model still decides "
+         "content, from pictures of yours; connect it to **t_edit** to use what it finds." + OWN_PICTURES + OWN_VALUES
+         + " The masks get the pictures' size.",),
+        {"kept": "Prompt: what stays", "size": "SolidMask: black", "half": "SolidMask: white half",
+         "right side": "Mask: right side", "left side": "Mask: left side", "decode": "VAE Decode: result",
+         "masked": "Mask h-Trace: content", "masked second": "Mask h-Trace: second", "calibration": "Preview Image: t_edit",
+         "calibrated report": "Report: t_edit", "keep report": "Report: saved file"})
 
 
 def h_space_clip() -> Template:
@@ -131,12 +154,21 @@ def h_space_clip() -> Template:
         "guider": node("CFGGuider", model=["motion", 0], positive=["positive", 0], negative=["negative", 0], cfg=3.0),
         "sampler": node("SamplerCustomAdvanced", noise=["noise", 0], guider=["guider", 0], sampler=["injection", 0],
                         sigmas=["sigmas", 0], latent_image=["latent", 0])}
-    return Template(graph, ("## Content into a clip\n*Record h-Space* samples a clip and keeps the bottleneck features "
-                            "of its frames; another clip, whose prompt names its background only, is sampled with "
-                            "them: shape, place and motion come from the first. A single picture works too (an empty "
-                            "latent of one, and *Load Sprite World* in place of the motion module): its features "
-                            "go into every frame. With the host's context windows each window gets the features of its "
-                            "own frames." + OWN_MODEL + OWN_VALUES,))
+    return Template(
+        graph, "gives one video the shape, place and motion of another: the fox's clip goes into the striped background's.",
+        "the two green prompts; **gamma** of the sampler: how much content. Then press **Run**.", "two minutes",
+        [[{}, {"1 Model": ["world", "module", "motion"]}, {"2 Prompts": ["content prompt", "positive", "negative"]},
+          {"5 Result": ["sheet", "video", "save"]}],
+         [{"3 Content": ["latent", "sigmas", "euler", "content noise", "content guider", "content", "content decode",
+                         "content sheet", "content shown"]},
+          {"4 Content into another clip": ["noise", "injection", "guider", "sampler", "decode"]}]],
+        "content prompt", "save",
+        ("*Record h-Space* samples a clip and keeps the bottleneck features of its frames; another clip, whose prompt names "
+         "its background only, is sampled with them. A single picture works too (an empty latent of one, and *Load Sprite "
+         "World* in place of the motion module): its features go into every frame. With the host's context windows each "
+         "window gets the features of its own frames." + OWN_MODEL + OWN_VALUES,),
+        {"positive": "Prompt: the other clip", "decode": "VAE Decode: result", "sheet": "Frame Sheet: result",
+         "noise": "RandomNoise: result", "guider": "CFGGuider: result"})
 
 
 def h_space_grid() -> Template:
@@ -160,11 +192,21 @@ def h_space_grid() -> Template:
                      sigmas=["styles inverted", 2], latent_image=["styles inverted", 0], vae=["world", 2],
                      content_images=["content images", 0], style_images=["style images", 0]),
         "save": node("SaveImage", images=["grid", 2], filename_prefix="frozen_diffusion/content_and_style_grid")}
-    return Template(graph, ("## Every content in every style\n*h-Space Grid* injects each content of a trace into each "
-                            "picture of a batch of latents: a row for each content, a column for each style.\n\n*Merge "
-                            "h-Traces* (batch) puts contents together that were inverted with prompts of their own, "
-                            "*Latent Batch* the styles; chain both nodes for more. The sampler's settings count for "
-                            "all of them." + OWN_PICTURES + OWN_VALUES,))
+    return Template(
+        graph, "draws every content in every style: a row for each content, a column for each style.",
+        "the green prompts; **gamma** of the sampler. Then press **Run**.", "two minutes",
+        [[{"1 Model": ["world"]},
+          {"2 Contents": [*stage_of("content", "empty"), *stage_of("second content"), "contents", "content images"]},
+          {"5 Result": ["save"]}],
+         [{"3 Styles": [*(key for name in ("style", "second style")
+                         for key in (f"{name} prompt", f"{name} size", name, f"{name} decode", f"{name} shown")),
+                       "styles", "style images", "styles inverted", "styles inverted report"]},
+          {"4 Every content into every style": ["kept", "noise", "injection", "guider", "grid"]}]],
+        "content prompt", "save",
+        ("*h-Space Grid* injects each content of a trace into each picture of a batch of latents. *Merge h-Traces* (batch) "
+         "puts contents together that were inverted with prompts of their own, *Latent Batch* the styles; chain both nodes "
+         "for more. The sampler's settings count for all of them." + OWN_PICTURES + OWN_VALUES,),
+        {"kept": "Prompt: what stays", "content images": "Batch Images: contents", "style images": "Batch Images: styles"})
 
 
 def h_space_any_sampler() -> Template:
@@ -185,10 +227,18 @@ def h_space_any_sampler() -> Template:
         "result": node("SamplerCustomAdvanced", noise=["noise", 0], guider=["guider", 0], sampler=["calibration", 0],
                        sigmas=["sigmas", 0], latent_image=["latent", 0])}
     graph |= saved(["result", 0], "any_sampler")
-    return Template(graph, ("## Injection under any sampler, and latent calibration\n*Inject h-Space* is a patch on "
-                            "the MODEL: it works with every sampler and with cfg, and is several times weaker than the "
-                            "*h-Space "
-                            "Injection Sampler*.\n\n*Latent Calibration Sampler* lets such a patch (or FreeU, or an "
-                            "attention edit) act by moving the latent instead: **omega** 0 is the full edit, 1 almost "
-                            "none." + OWN_PICTURES + " The last *Empty Latent Image* gets the same size."
-                            + OWN_VALUES,))
+    return Template(
+        graph, "takes content into a picture under any sampler, in two ways: as a patch of the MODEL, and by latent "
+        "calibration, which keeps more of the original.",
+        "the two green prompts; **gamma** of *Inject h-Space*; **omega**. Then press **Run**.", "half a minute",
+        [[{"1 Model": ["world"]}, {"2 Content": stage_of("content", "empty")}, {"5 Result": ["save"]}],
+         [{"3 Any sampler": ["positive", "latent", "light", "light sampler", "light decode", "light shown"]},
+          {"4 Latent calibration": ["noise", "guider", "sigmas", "calibration", "result", "decode"]}]],
+        "content prompt", "save",
+        ("*Inject h-Space* is a patch on the MODEL: it works with every sampler and with cfg, and is several times weaker "
+         "than the *h-Space Injection Sampler*.\n\n*Latent Calibration Sampler* lets such a patch (or FreeU, or an "
+         "attention edit) act by moving the latent instead: **omega** 0 is the full edit, 1 almost none."
+         + OWN_PICTURES + " The last *Empty Latent Image* gets the same size." + OWN_VALUES,),
+        {"positive": "Prompt: the picture", "latent": "Empty Latent Image: the picture", "light sampler": "KSampler: any sampler",
+         "light decode": "VAE Decode: any sampler", "light shown": "Preview Image: any sampler",
+         "decode": "VAE Decode: result"})

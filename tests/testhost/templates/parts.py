@@ -1,7 +1,7 @@
 """What the templates are put together from."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 OWN_MODEL = ("\n\n**With your own SD1.5 checkpoint:** replace *Load Sprite World* by *Load Checkpoint*, set the size "
@@ -13,19 +13,43 @@ CAPTIONS = ("\n\nSprite world knows captions such as `a large fox on the right o
             "bouncing`. Sprites: dog cat car apple sunflower ball fish balloon butterfly rocket turtle banana "
             "house moon star bee guitar mushroom octopus tree fox frog panda watermelon. Motions: standing still, "
             "moving left, right, up, down, growing, shrinking, spinning, bouncing, circling.")
+PROMPT_CHANGE = "the green *Prompt*. Then press **Run**."
+RESULT_STAGE = {"4 Result": ["sheet", "video", "save"]}
+HUB = "https://huggingface.co"
+# Files that a person may have to fetch, as the host's own templates name them; the page offers .safetensors only.
+SD15 = {"name": "v1-5-pruned-emaonly-fp16.safetensors", "directory": "checkpoints",
+        "url": f"{HUB}/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/v1-5-pruned-emaonly-fp16.safetensors"}
+SD15_MOTION = {"name": "mm_sd15_v3.safetensors", "directory": "animatediff_models",
+               "url": f"{HUB}/conrevo/AnimateDiff-A1111/resolve/main/motion_module/mm_sd15_v3.safetensors"}
 
 
 @dataclass(frozen=True)
 class Template:
-    """A graph in API form, whose keys are words, with the notes that stand beside it."""
+    """A graph in API form, whose keys are words, and what stands beside it.
+
+    The first note begins with three lines: what it `does`, what to `change`, how long it takes. `stages` are rows of
+    columns of groups, {title: keys}; `main` is the node that one changes, `result` the one that one looks at.
+    """
 
     graph: Mapping[str, dict]
-    notes: tuple[str, ...]
+    does: str
+    change: str
+    minutes: str
+    stages: Sequence[Sequence[Mapping[str, Sequence[str]]]]
+    main: str
+    result: str
+    notes: tuple[str, ...] = ("",)
     titles: Mapping[str, str] = field(default_factory=dict)
+    models: Mapping[str, Sequence[Mapping[str, str]]] = field(default_factory=dict)
 
 
 def node(class_type: str, **inputs) -> dict:
     return {"class_type": class_type, "inputs": inputs}
+
+
+def text_of(key: str, slot: int) -> dict:
+    """A node that shows the report of node `key`, its output `slot`."""
+    return {f"{key} report": node("PreviewAny", source=[key, slot])}
 
 
 def image_graph(prompt: str, frames: int = 1, model: str = "world", seed: int = 7, steps: int = 20) -> dict:
