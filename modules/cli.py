@@ -1,4 +1,4 @@
-"""The command line: `python -m frozen_diffusion.cli demo-train | train motion | bench`.
+"""The command line: `python -m frozen_diffusion.cli demo-train | train motion | train guide | bench`.
 
 The same trainers and measurements as in ComfyUI, without a page. ComfyUI itself is found by COMFYUI_PATH,
 around the installed pack, or in `.comfyui` (see modules/host/boot.py).
@@ -36,6 +36,14 @@ def train_motion(args: argparse.Namespace) -> int:
     choose_device()
     boot_comfyui()
     from .host.motion import train_command
+    return train_command.main(args)
+
+
+def train_guide(args: argparse.Namespace) -> int:
+    """Train a guide model."""
+    choose_device()
+    boot_comfyui()
+    from .host.guide import train_command
     return train_command.main(args)
 
 
@@ -109,6 +117,11 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     if argv[:2] == ["train", "motion"]:
         from .host.motion import train_command
         train_command.add_arguments(motion)
+    guide = methods.add_parser("guide", help="a guide model from prompts")
+    guide.set_defaults(action=train_guide)
+    if argv[:2] == ["train", "guide"]:
+        from .host.guide import train_command
+        train_command.add_arguments(guide)
 
     measure = commands.add_parser("bench", help="run a benchmark and print its figures as JSON")
     measure.add_argument("name")

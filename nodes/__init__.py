@@ -12,6 +12,8 @@ class FrozenDiffusion(ComfyExtension):
         from . import (
             control,
             demo,
+            guide,
+            guide_training,
             h_space_injection,
             h_space_inversion,
             h_traces,
@@ -22,6 +24,6 @@ class FrozenDiffusion(ComfyExtension):
             training_options,
             video,
         )
-        files = (demo, motion, control, harivo, training, training_options, video, h_space_inversion,
-                 h_space_injection, h_traces, latent_basis)
+        files = (demo, motion, control, harivo, training, training_options, video, guide, guide_training,
+                 h_space_inversion, h_space_injection, h_traces, latent_basis)
         return [node for file in files for node in file.NODES]

@@ -7,12 +7,15 @@ from pathlib import Path
 import torch
 
 from ..demo.world import caption, random_scene
+from ..guide.files import to_metadata
 from ..guide.recipe import GuideRecipe
 from ..training.driver import Driver
-from .parts import follow
+from .parts import follow, publish
 
 PROMPTS, SIDE = 648, 128
 STAGE_1 = GuideRecipe(steps=3000, learning_rate=4e-3, batch_size=8, trajectories=640, ema=0.99, checkpoint_every=100)
+STAGE_2 = GuideRecipe(steps=700, learning_rate=1e-3, batch_size=8, trajectories=320, ema=0.99, checkpoint_every=100,
+                      student_steps=8)
 
 
 def prompts() -> list[str]:
@@ -38,8 +41,26 @@ def trained(name: str, recipe: GuideRecipe, runs: Path, warm=None):
         return subject, driver.result(), hours
 
 
+def published(name: str, recipe: GuideRecipe, what: str, part: str, runs: Path, warm=None) -> Path:
+    """Train a guide and write it with its card."""
+    subject, made, hours = trained(name, recipe, runs, warm)
+    figures = {key.replace("FGU", "guidance unexplained at g ="): value for key, value in subject.measured.items()}
+    figures["distance to real guidance, of none, on held-out prompts"] = figures.pop("ratio")
+    return publish(f"guides/{name}", made.network.state_dict(), what, f"python -m frozen_diffusion.cli demo-train "
+                                                                      f"{part}",
+                   recipe.settings(), hours, figures, {**made.metadata, **to_metadata(made.config)})
+
+
 def train_guide(runs: Path) -> Path:
-    """Stage 1."""
-    subject, made, hours = trained("sprite_guide", STAGE_1, runs)
-    torch.save(made, runs / "sprite_guide.pt")
-    return runs / "sprite_guide.pt"
+    """Stage 1: any sampler and number of steps."""
+    return published("sprite_guide", STAGE_1, "Guide model of sprite world: guidance in one pass. A reconstruction; "
+                                              "see "
+                     "the README.", "guide", runs)
+
+
+def train_guide_8(runs: Path) -> Path:
+    """Stage 2: the shipped guide learns to sample in eight steps."""
+    from ..host.guide.files import find_guide, load_guide
+    first = load_guide(find_guide("frozen-diffusion/sprite_guide.safetensors"))
+    return published("sprite_guide_8", STAGE_2, "Guide model of sprite world for eight steps (stage 2). Use it with "
+                     "Stage-2 Sigmas and euler.", "guide-8", runs, first)

@@ -30,8 +30,8 @@ def publish(name: str, tensors: dict[str, torch.Tensor], what: str, command: str
     path.parent.mkdir(parents=True, exist_ok=True)
     half = {key: (value.half() if value.is_floating_point() else value).contiguous().clone()
             for key, value in tensors.items()}
-    metadata = {"format": "pt", "what": what, "command": command, "licence": LICENCE}
-    save_file(half, str(path), metadata | dict(metadata or {}))
+    told = {"format": "pt", "what": what, "command": command, "licence": LICENCE}
+    save_file(half, str(path), told | dict(metadata or {}))
     path.chmod(0o644)
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     table = "\n".join(f"| {key} | {value:.4g} |" for key, value in figures.items())
@@ -57,7 +57,8 @@ def follow(records: Iterable[StepRecord], steps: int, every: int = 50) -> float:
 
 
 PARTS = {"vae": "vae", "clip": "clip", "unet": "unet", "lora": "lora", "controlnet": "controlnet", "motion": "motion",
-         "harivo": "harivo", "harivo-ablation": "harivo", "guide": "guide"}      # the file of each
+         "harivo": "harivo", "harivo-ablation": "harivo", "guide": "guide",
+         "guide-8": "guide", "web": "lora"}      # the file of each
 
 
 def train_part(part: str, runs: Path) -> Path:

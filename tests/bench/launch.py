@@ -20,7 +20,10 @@ STEPS = 20
 DATA = ["--data", "sprite-world", "--checkpoint", "sprite-world", "--size", "128x128", "--frames", "4", "--max-clips",
         "16", "--keep-still", "--batch", "2", "--steps", str(STEPS), "--lr", "1e-3", "--beta-schedule", "keep",
         "--no-gradient-checkpointing"]
+PROMPTS = "PROMPTS"          # stands for a file of captions
 TRAINERS = {
+    "guide": ["train", "guide", "--checkpoint", "sprite-world", "--prompts", PROMPTS, "--size", "128x128", "--batch",
+              "2", "--steps", str(STEPS), "--lr", "1e-3", "--trajectories", "8", "--trajectory-steps", "4"],
     "motion": ["train", "motion", *DATA],
     "harivo": ["train", "motion", *DATA, "--mapping-width", "8", "--frame-tokens", "2", "--temporal-convolution",
                "--trs", "30", "--trs-from", "5", "--dc", "0.01"]}
@@ -29,6 +32,10 @@ LAUNCH = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "frozen_
 
 def losses(words: list[str], options: list[str], out: Path, cache: Path) -> list[float]:
     """Train by a command and read the losses from its checkpoint."""
+    prompts = cache.with_name("prompts.txt")
+    prompts.write_text("\n".join(f"a large {sprite} in the middle of a blue plain "
+                                 "background" for sprite in ("dog", "cat")))
+    options = [str(prompts) if option == PROMPTS else option for option in options]
     command = [sys.executable, *words, *options, "--out", str(out), "--cache", str(cache)]
     done = subprocess.run(command, cwd=PACK, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     if done.returncode:

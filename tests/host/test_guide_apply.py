@@ -6,10 +6,9 @@ import logging
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
+from guide_examples import guide_for
 from h_space_examples import SIZE, comfy_sampler, guider, levels, run
 
-from frozen_diffusion.modules.guide.files import GuideConfig
-from frozen_diffusion.modules.guide.networks import fresh_guide
 from frozen_diffusion.modules.guide.shape import shape_of
 from frozen_diffusion.modules.host.guide.apply import HYBRID, GuideSettings, apply_guide, merged
 from frozen_diffusion.modules.host.guide.base import FrozenBase, as_control
@@ -21,14 +20,6 @@ from testhost.models import CONTEXT, conditioning
 @pytest.fixture(scope="module")
 def base(tiny_sd15):
     return tiny_sd15()
-
-
-def guide_for(model, seed=1, std=0.3, **changes):
-    """A random guide for a MODEL."""
-    shape = shape_of(model.model.model_config.unet_config, widths=[8] * len(model.model.model_config.unet_config[
-        "channel_mult"]), embedding=16)
-    config = GuideConfig(**{"kind": "tiny", "family": "sd15", "prediction": "eps", "shape": shape, **changes})
-    return hold_guide(config, fresh_guide(shape, seed, output_std=std).state_dict(), "random.safetensors")
 
 
 class Calls:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import h_space, harivo, latent_basis, video
+from . import guide, h_space, harivo, latent_basis, video
 
 # Each chapter begins at a number of tens: a method, from the first thing to try to the last, its training at the end.
 # What a person sees, in file names and as titles in the page, is NUMBER_FUNCTION. Numbers that were given stay; the
@@ -18,6 +18,8 @@ CHAPTERS = {
               8: video.train_motion_module},
     "HARIVO": {10: harivo.harivo_text_to_video, 11: harivo.mitigating_gradient, 12: harivo.animatediff_smooth,
                13: harivo.harivo_controlnet, 15: harivo.train_harivo},
+    "Guide model": {20: guide.guidance_in_one_pass, 21: guide.guide_report, 24: guide.guide_with_motion,
+                    28: guide.train_guide_model},
     "h-space": {40: h_space.h_space_content_and_style, 41: h_space.h_space_masked, 42: h_space.h_space_grid,
                 43: h_space.h_space_clip, 44: h_space.h_space_any_sampler},
     "Latent basis": {50: latent_basis.latent_basis_directions, 51: latent_basis.latent_basis_transport,
@@ -25,8 +27,9 @@ CHAPTERS = {
 }
 REPORTS = {         # the output of each node that is a report in words, or the path of a file that was written
     "FrozenBasisReport": 1, "FrozenCalibrateTimesteps": 3, "FrozenClipDataset": 1, "FrozenClipReport": 1,
-    "FrozenComputeLatentBasis": 2, "FrozenEditAlongBasis": 1, "FrozenInvertDDIM": 4, "FrozenLoadMotionModule": 1,
-    "FrozenPromptDirection": 1, "FrozenSaveBasis": 0, "FrozenSaveHTrace": 0, "FrozenSaveMotionModule": 0,
+    "FrozenComputeLatentBasis": 2, "FrozenEditAlongBasis": 1, "FrozenGuideReport": 1,
+    "FrozenInvertDDIM": 4, "FrozenLoadMotionModule": 1,
+    "FrozenPromptDirection": 1, "FrozenSaveBasis": 0, "FrozenSaveGuideModel": 0, "FrozenSaveHTrace": 0, "FrozenSaveMotionModule": 0,
     "FrozenTransportBasis": 2}
 TEMPLATES = {f"{number:02d}_{make.__name__}": make for chapter in CHAPTERS.values() for number, make in chapter.items()}
 
