@@ -67,7 +67,7 @@ class GuidedRun:
                  f"{self.guided / self.real:.0%} of its time"]
         if not rows:
             lines.append("it did not act: cfg is 1, or its part of the sampling never came")
-        return "\\n".join([*lines, *(f"Note: {note}" for note in self.report.notes)])
+        return "\n".join([*lines, *(f"Note: {note}" for note in self.report.notes)])
 
 
 def guided_run(noise, guider, sampler, sigmas: Tensor, latent: dict, callback=None) -> GuidedRun:

@@ -45,9 +45,10 @@ def guidance_in_one_pass() -> Template:
         "two (bottom).", "the green *Prompt*, and **cfg** in both guided samplers. Then press "
                          "**Run**.", "half a minute",
         [[{}, {"1 Model": ["world", "web"], "2 Guide": ["guide", "guided"]},
-          {"3 Prompt": ["positive", "negative", "latent"], "4 Sampling": ["sampler", "guided sampler", "real sampler"]},
+          {"3 Prompt": ["positive", "negative", "latent"]}, {"6 Result": ["save"]}],
+         [{"4 Sampling": ["sampler", "guided sampler", "real sampler"]},
           {"5 Pictures": ["decode", "guided decode", "real decode", "plain sheet", "guided sheet", "real sheet", "two",
-                          "all"]}, {"6 Result": ["save"]}]],
+                          "all"]}]],
         "positive", "save",
         ("*sprite_web* makes sprite world follow prompts badly, as a model of badly captioned pictures does: there one "
          "sees what guidance is for. The guide was never trained on it." + OWN, "### Captions" + CAPTIONS),
