@@ -18,7 +18,7 @@ CHAPTERS = {
               8: video.train_motion_module},
     "HARIVO": {10: harivo.harivo_text_to_video, 11: harivo.mitigating_gradient, 12: harivo.animatediff_smooth,
                13: harivo.harivo_controlnet, 15: harivo.train_harivo},
-    "Guide model": {20: guide.guidance_in_one_pass, 21: guide.guide_report, 24: guide.guide_with_motion,
+    "Guide model": {20: guide.guidance_in_one_pass, 21: guide.guide_report, 22: guide.eight_steps, 24: guide.guide_with_motion,
                     28: guide.train_guide_model},
     "h-space": {40: h_space.h_space_content_and_style, 41: h_space.h_space_masked, 42: h_space.h_space_grid,
                 43: h_space.h_space_clip, 44: h_space.h_space_any_sampler},

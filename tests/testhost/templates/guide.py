@@ -83,6 +83,29 @@ def guide_report() -> Template:
         {"lora": "Load LoRA"})
 
 
+def eight_steps() -> Template:
+    graph = image_graph("a large rocket in the middle of a purple plain background", frames=4, model="guided", steps=8)
+    for key in ("sampler", "decode"):
+        graph.pop(key)
+    graph |= {"guide": node("FrozenLoadGuideModel", guide_file=SHIPPED.replace("guide.", "guide_8."))} | guided("world") | {
+        "noise": node("RandomNoise", noise_seed=7), "euler": node("KSamplerSelect", sampler_name="euler"),
+        "sigmas": node("FrozenStage2Sigmas", guide_model=["guide", 0]),
+        "guider": node("CFGGuider", model=["guided", 0], positive=["positive", 0], negative=["negative", 0], cfg=5.0),
+        "sampler": node("SamplerCustomAdvanced", noise=["noise", 0], guider=["guider", 0], sampler=["euler", 0],
+                        sigmas=["sigmas", 0], latent_image=["latent", 0]),
+        "decode": node("VAEDecode", samples=["sampler", 0], vae=["world", 2]),
+        "save": node("SaveImage", images=["decode", 0], filename_prefix="frozen_diffusion/eight_steps")}
+    return Template(
+        graph, "samples in eight steps of one pass with a guide of stage 2, which learned to make one step where its "
+        "teacher makes two.", "the green *Prompt*. Then press **Run**.", "a few seconds",
+        [[{}, {"1 Model": ["world"], "2 Guide": ["guide", "guided"]},
+          {"3 Prompt": ["positive", "negative", "latent"],
+           "4 Sampling": ["noise", "euler", "sigmas", "guider", "sampler", "decode"]}, {"5 Result": ["save"]}]],
+        "positive", "save",
+        ("A guide of stage 2 is for its own noise levels: *Stage-2 Sigmas* and sampler euler. For other numbers of "
+         "steps take one of stage 1." + OWN, "### Captions" + CAPTIONS))
+
+
 def guide_with_motion() -> Template:
     graph = video_graph("a large cat in the middle of a green plain background, moving right", "guided_video",
                         model="guided") | {
