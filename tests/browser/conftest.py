@@ -6,10 +6,11 @@ import pytest
 def page(server):
     """ComfyUI's page on the session's server: see testhost.browser.Page."""
     from testhost.browser import Page, chromium
+    from testhost.view import WINDOW
     try:
         opened = chromium()
         browser = opened.__enter__()
     except (FileNotFoundError, ImportError) as reason:
         pytest.skip(f"BROWSER TESTS SKIPPED: {reason}")
-    yield Page(browser.new_page(viewport={"width": 1600, "height": 1000}), server.address)
+    yield Page(browser.new_page(viewport={"width": WINDOW[0], "height": WINDOW[1]}), server.address)
     opened.__exit__(None, None, None)

@@ -4,11 +4,13 @@ import time
 
 import pytest
 
-from frozen_diffusion.modules.host.boot import PACK
+from frozen_diffusion.modules.host.boot import PACK, find_comfyui
 from testhost.layout import ui_workflow
+from testhost.server import version_of
+from testhost.templates import TEMPLATES, named, reports
 from testhost.workflow import api_graph
 
-TEMPLATES = sorted((PACK / "workflows").glob("*.json"))
+DEVELOPMENT = "0.3.75"                  # the version of the ComfyUI that the tests fetch
 CLICKED = "01_text_to_image"               # the template that is run by clicking: the quickest
 PICTURE = {
     "blank": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 32, "batch_size": 1, "color": 9}},
@@ -45,15 +47,64 @@ def test_laid_out_graph_opens_and_runs_by_clicking(page, server):
     assert finished(server, known)["status"]["status_str"] == "success"
 
 
-@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
-def test_template_opens_whole(path, page, server):
-    """No missing node, no error on the page, and the page means the same graph as our converter."""
-    page.open_template(server.pack_name, path.stem)
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_template_opens_whole(name, page, server):
+    """No missing node, no error on the page, and the page means the same graph as our converter.
+
+    Note, input and result are in view, nodes have the room that they were given, wires the points around nodes, and
+    every kind of report is connected to a node that previews text.
+    """
+    workflow = json.loads((PACK / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    source = TEMPLATES[name]()
+    numbers = {key: number for number, key in enumerate(source.graph, 1)}
+    page.open_template(server.pack_name, name)
+    page.close_dialogs()
     assert page.missing() == [] and page.faults == []
-    assert page.prompt() == api_graph(json.loads(path.read_text()), server.object_info())
+    assert page.prompt() == api_graph(workflow, server.object_info())
+    assert page.seen([len(numbers) + 1, numbers[source.main], numbers[source.result]]) == [True] * 3
+    assert reports(source.graph)[0] <= page.reported()
+    if version_of(find_comfyui()) == DEVELOPMENT:           # elsewhere core nodes have other sizes
+        assert page.layout() == {str(node["id"]): pytest.approx(node["size"], abs=1) for node in workflow["nodes"]}
+    assert page.reroutes() == len(workflow["extra"].get("reroutes", ()))
 
 
-@pytest.mark.skipif(CLICKED not in {path.stem for path in TEMPLATES}, reason=f"no template {CLICKED}")
+def test_the_template_browser_shows_pictures(page, server):
+    """Each template's own, not the page's stand-in."""
+    page.open()
+    assert page.thumbnails(server.pack_name, list(TEMPLATES)) == dict.fromkeys(TEMPLATES, [512, 512])
+
+
+def test_reports_stand_on_the_page(page, server):
+    """Under their nodes, where the page draws no PreviewText, and in Preview as Text."""
+    graph = {"clip": {"class_type": "EmptyImage", "inputs": {"width": 32, "height": 32, "batch_size": 4, "color": 9}},
+             "report": {"class_type": "FrozenClipReport", "inputs": {"frames": ["clip", 0]}},
+             "module": {"class_type": "FrozenLoadMotionModule",
+                        "inputs": {"motion_file": "frozen-diffusion/sprite_motion.safetensors"}},
+             "shown": {"class_type": "PreviewAny", "inputs": {"source": ["module", 1]}}}
+    page.open()
+    page.load(ui_workflow(graph, server.object_info()))
+    known = set(server.call("/history"))
+    page.run()
+    assert finished(server, known)["status"]["status_str"] == "success"
+    page.tab.wait_for_function("() => window.app.graph.nodes.filter(node => node.widgets?.some("
+                               "widget => widget.name === '$$node-text-preview' && widget.value)).length === 2",
+                               timeout=10_000)
+    texts = page.shown_texts()
+    assert "flicker" in texts["2"] and "beta schedule" in texts["3"] and texts["4"] == texts["3"]
+    assert "flicker" in page.tab.locator("#app, body").first.inner_text(), "drawn, not only known"
+
+
+def test_missing_models_are_offered(page, server):
+    """Opening the template for the user's own files shows what to fetch, with its folder."""
+    page.open_template(server.pack_name, named("animatediff_own_checkpoint"))
+    dialog = page.tab.locator(".comfy-missing-models")
+    dialog.wait_for(timeout=10_000)
+    for models in TEMPLATES[named("animatediff_own_checkpoint")]().models.values():
+        for model in models:
+            assert f"{model['directory']} / {model['name']}" in dialog.inner_text()
+    assert "Only allowed" not in dialog.inner_text() and "Invalid directory" not in dialog.inner_text()
+
+
 def test_template_runs_by_clicking(page, server):
     """Open a template, click Run, get a picture."""
     page.open_template(server.pack_name, CLICKED)

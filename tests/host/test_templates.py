@@ -1,5 +1,6 @@
 """Every template of workflows/ runs in the real server and leaves the files it promises."""
 import json
+from urllib.request import urlopen
 
 import av
 import numpy as np
@@ -45,3 +46,12 @@ def test_the_files_are_made_from_their_source(server, tmp_path):
     for name in there:
         assert not at_home or there[name] == written[name]
         assert api_graph(there[name], info) == api_graph(written[name], info)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_host_serves_the_picture(name, server):
+    """Where the page asks for it: beside the template."""
+    address = f"http://{server.address}/api/workflow_templates/{server.pack_name}/{name}.jpg"
+    with urlopen(address) as picture:
+        assert picture.status == 200 and picture.headers["Content-Type"] == "image/jpeg"
+        assert picture.read() == (PACK / "workflows" / f"{name}.jpg").read_bytes()

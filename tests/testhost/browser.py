@@ -3,12 +3,30 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from frozen_diffusion.modules.host.boot import PACK
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+SEEN = """numbers => numbers.map(number => {
+    const node = window.app.graph.getNodeById(number), {scale, offset} = window.app.canvas.ds
+    const [x, y] = node.pos, title = window.LiteGraph.NODE_TITLE_HEIGHT
+    const [left, top, right, bottom] = [x + offset[0], y - title + offset[1], x + node.size[0] + offset[0],
+                                        y + node.size[1] + offset[1]].map(side => side * scale)
+    const free = [0.02, 0.25, 0.5, 0.75, 0.98].every(a => [0.02, 0.25, 0.5, 0.75, 0.98].every(b => {
+        const over = document.elementFromPoint(left + a * (right - left), top + b * (bottom - top))
+        return over && (over.id === 'graph-canvas' || over.closest('.dom-widget'))
+    }))
+    return left >= 0 && top >= 0 && right <= innerWidth && bottom <= innerHeight && Boolean(free)
+})"""
+TEXTS = """() => Object.fromEntries(window.app.graph.nodes.map(node => [node.id, (node.widgets || []).filter(
+    widget => widget.name === '$$node-text-preview' || node.type === 'PreviewAny').map(widget => widget.value)
+    .filter(Boolean).join(' ')]).filter(([_, text]) => text))"""
+REPORTED = """() => window.app.graph.nodes.filter(node => node.type === 'PreviewAny' && node.widgets?.length
+    && node.inputs[0].link != null).map(node => node.getInputNode(0).type)"""
+LOADED = """images => images.filter(image => image.complete && image.naturalWidth).map(
+    image => image.src.includes('default-template') ? null : [image.naturalWidth, image.naturalHeight])"""
 READY = "() => window.app && window.app.graph && document.querySelector('#graph-canvas')"
 
 
@@ -41,6 +59,60 @@ class Page:
             arg=",".join(sorted(f"{node['id']} {node['type']}" + "".join(
                 node["widgets_values"] if node["type"] == "MarkdownNote" else ()) for node in workflow["nodes"])),
             timeout=30_000)
+
+    def seen(self, node_ids: Sequence[int]) -> list[bool]:
+        """Whether each node lies in the window, title included, with nothing of the page over it."""
+        return self.tab.evaluate(SEEN, list(node_ids))
+
+    def layout(self) -> dict[str, list[float]]:
+        """Width and height of each node, by id."""
+        return self.tab.evaluate("() => Object.fromEntries(window.app.graph.nodes.map(n => [n.id, [...n.size]]))")
+
+    def reroutes(self) -> int:
+        """How many points wires have."""
+        return self.tab.evaluate("() => window.app.graph.reroutes.size")
+
+    def reported(self) -> set[str]:
+        """The types of the nodes whose output is connected to a node that previews text, with a place for the text."""
+        return set(self.tab.evaluate(REPORTED))
+
+    def shown_texts(self) -> dict[str, str]:
+        """The texts of reports that stand on the page, by node id: under the nodes and in nodes that preview text."""
+        return self.tab.evaluate(TEXTS)
+
+    def close_dialogs(self) -> None:
+        """Close what opened by itself, as the offer to download missing models does."""
+        for _ in range(3):
+            if not self.tab.locator(".p-dialog-mask").count():
+                break
+            self.tab.keyboard.press("Escape")
+            self.tab.wait_for_timeout(500)
+
+    def thumbnails(self, pack: str, names: Sequence[str]) -> dict[str, list[int]]:
+        """Width and height of the picture that the template browser shows for each template; none if it is missing."""
+        self.tab.evaluate("() => window.app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+        self.tab.get_by_text(pack, exact=True).first.click()
+        found = {}
+        for name in names:
+            card = self.tab.locator(f"[data-testid='template-workflow-{name}']")
+            for _ in range(20):         # the page adds cards when it is scrolled to its end
+                if card.count():
+                    break
+                self.tab.locator("[data-testid='template-workflows-content'] > *").last.scroll_into_view_if_needed()
+                self.tab.mouse.wheel(0, 2000)
+                self.tab.wait_for_timeout(100)
+            if not card.count():
+                continue
+            card.scroll_into_view_if_needed()
+            for _ in range(50):
+                sizes = card.locator("img").evaluate_all(LOADED)
+                if sizes:
+                    break
+                self.tab.wait_for_timeout(100)
+            if sizes and sizes[0]:
+                found[name] = sizes[0]
+        self.tab.keyboard.press("Escape")
+        return found
 
     def load(self, workflow: dict) -> None:
         """Open a workflow given as an object, as dropping its file on the page does."""

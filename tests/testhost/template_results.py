@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,22 +23,38 @@ MOTION = "frozen-diffusion/sprite_motion.safetensors"
 STEPS = 6                               # of the reduced templates
 
 
-def reduced(name: str, object_info: Mapping) -> dict:
-    """A template's graph as the page would queue it; small where only time is saved.
-
-    Loaders of the user's own files load what comes with the pack.
-    """
-    graph = api_graph(json.loads((PACK / "workflows" / f"{name}.json").read_text()), object_info)
-    for node in graph.values():
-        inputs = node["inputs"]
+def with_embedded_files(graph: Mapping[str, dict]) -> dict:
+    """A graph whose loaders of the user's own files load what comes with the pack, at sprite world's size."""
+    changed = {}
+    for key, node in graph.items():
+        inputs = dict(node["inputs"])
+        changed[key] = {**node, "inputs": inputs}
         match node["class_type"]:
             case "CheckpointLoaderSimple":      # a stand-in for the user's own checkpoint: the one exchange it takes
-                node |= {"class_type": "FrozenLoadSpriteWorld", "inputs": {}}
+                changed[key] = {**node, "class_type": "FrozenLoadSpriteWorld", "inputs": {}}
             case "FrozenLoadMotionModule":
                 if not inputs["motion_file"].startswith("frozen-diffusion/"):
                     inputs["motion_file"] = MOTION
             case "EmptyLatentImage":
                 inputs |= {"width": 128, "height": 128}
+    return changed
+
+
+def keyed(graph: Mapping[str, dict], keys: Sequence[str]) -> dict:
+    """An API graph with words for its numbers: node 1 is the first of `keys`."""
+    words = {str(number): key for number, key in enumerate(keys, 1)}
+    return {words[number]: {**node, "inputs": {name: [words[value[0]], value[1]] if isinstance(value, list) else value
+                                               for name, value in node["inputs"].items()}}
+            for number, node in graph.items()}
+
+
+def reduced(name: str, object_info: Mapping) -> dict:
+    """A template's graph as the page would queue it; small where only time is saved."""
+    workflow = json.loads((PACK / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    graph = with_embedded_files(api_graph(workflow, object_info))
+    for node in graph.values():
+        inputs = node["inputs"]
+        match node["class_type"]:
             case "KSampler" | "BasicScheduler":
                 inputs["steps"] = min(inputs["steps"], STEPS)
             case "FrozenInvertDDIM" | "FrozenCalibrateTimesteps":

@@ -4,6 +4,8 @@ import re
 from itertools import combinations
 
 import pytest
+import tomllib
+from PIL import Image
 
 from frozen_diffusion.modules.host.boot import PACK
 from testhost import view, wires
@@ -96,6 +98,25 @@ def test_files_that_a_person_needs_can_be_fetched(template):
             assert model["url"] in text and f"`models/{folder}`" in text
         else:
             assert "models" not in node["properties"]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_every_template_has_a_picture(name):
+    """Square, sharp enough for the template browser, small enough for a repository."""
+    path = PACK / "workflows" / f"{name}.jpg"
+    with Image.open(path) as picture:
+        assert picture.format == "JPEG" and picture.width == picture.height >= 384
+        assert picture.convert("L").getextrema()[1] > 100 and len(set(picture.resize((32, 32)).getdata())) > 50
+    assert path.stat().st_size <= 60_000
+
+
+def test_pictures_are_shipped_and_none_is_left_over():
+    """In the wheel, in the registry's archive; one for each template."""
+    files = tomllib.loads((PACK / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]
+    assert {"workflows/*.json", "workflows/*.jpg"} <= set(files["frozen_diffusion"])
+    ignored = (PACK / ".comfyignore").read_text(encoding="utf-8")
+    assert "workflows" not in ignored and "jpg" not in ignored
+    assert {path.stem for path in (PACK / "workflows").glob("*.jpg")} == set(TEMPLATES)
 
 
 def test_two_nodes_of_one_name_are_refused():

@@ -3,9 +3,9 @@ from __future__ import annotations
 
 from .parts import OWN_MODEL, Template, drawn, node, text_of, video_graph
 
-CONTENT, CONTENT_SEED = "a large watermelon on the right of a green plain background", 5
-STYLE, STYLE_SEED = "a small star on the left of a red striped background", 16
-KEPT = "a red striped background"       # of the style
+CONTENT, CONTENT_SEED = "a large fox in the middle of a white plain background", 5
+STYLE, STYLE_SEED = "a small bee in the middle of a purple striped background", 16
+KEPT = "a purple striped background"       # of the style
 OWN_PICTURES = ("\n\n**With your own pictures:** replace the *KSampler* that draws each by *Load Image* and *VAE "
                 "Encode*, all of one size, and *Load Sprite World* by *Load Checkpoint*. A prompt that goes into "
                 "*Invert (DDIM)* describes the picture there.")
@@ -72,7 +72,7 @@ def h_space_content_and_style() -> Template:
         graph, "draws what one picture shows in the style of another. Shape, size and place come from *content*; "
         "background and colours from *style*. No training.",
         "the green prompts; **gamma** and **gamma_skips** of the sampler: how much content. Then press **Run**.",
-        "a minute",
+        "about half a minute",
         [[{"1 Model": ["world"]}, {"2 Content": stage_of("content", "empty")}, {"5 Result": ["save"]}],
          [{"3 Style": stage_of("style")},
           {"4 Content into style": ["kept", "injection", "noise", "guider", "result", "what it did", "decode"]}]],
@@ -85,12 +85,14 @@ def h_space_content_and_style() -> Template:
          "prompts less of both comes through.\n- Watch the reports of *Invert (DDIM)*: below 30 dB the inversion is the "
          "problem, not the injection.\n- Keep cfg at 1." + OWN_PICTURES + OWN_VALUES,),
         {"kept": "Prompt: what stays", "result": "Record h-Space: sampling", "decode": "VAE Decode: result",
-         "what it did": "Preview Image: what the injection did"})
+         "what it did": "Preview: what it did"},
+        thumbnail=[("content and style", "content shown", "style shown"), ("", "save")])
 
 
 def h_space_masked() -> Template:
-    graph = world() | picture("content", CONTENT, CONTENT_SEED) | picture("style", STYLE, STYLE_SEED)
-    graph |= picture("second", "a small mushroom on the left of a black plain background", 6)
+    graph = world() | picture("content", "a small fox on the right of a white plain background", CONTENT_SEED)
+    graph |= picture("style", STYLE, STYLE_SEED)
+    graph |= picture("second", "a small watermelon on the left of a white plain background", CONTENT_SEED)
     graph |= inverted("content", DEEP) | inverted("second", DEEP) | inverted("style")
     graph |= {
         "kept": node("CLIPTextEncode", clip=["world", 1], text=KEPT),
@@ -110,12 +112,12 @@ def h_space_masked() -> Template:
                            latent=["style", 0], steps=20, distance="ssim"),
         "calibration": node("PreviewImage", images=["calibrated", 2]),
         **text_of("calibrated", 3), **text_of("keep", 0),
-        "injection": injection("loaded", t_edit=300.0, t_boost=300.0, lead=300.0, replace_steps=25),
+        "injection": injection("loaded"),
         "result": sampled(["style inverted", 0], ["style inverted", 2], ["injection", 0], "kept")}
     graph |= saved(["result", 0], "masked_injection")
     return Template(
-        graph, "puts two contents into one picture: the watermelon acts on the right half, the mushroom on the left.",
-        "the green prompts; the masks; **gamma** of the sampler. Then press **Run**.", "two minutes",
+        graph, "puts two contents into one picture: the fox acts on the right half, the watermelon on the left.",
+        "the green prompts; the masks; **gamma** of the sampler. Then press **Run**.", "about half a minute",
         [[{"1 Model": ["world"]}, {"2 Content": stage_of("content", "empty")}, {"8 Result": ["save"]}],
          [{"3 Second content": stage_of("second"), "4 Style": stage_of("style")},
          {"5 Regions": ["size", "half", "right side", "left side", "masked", "masked second", "both", "keep", "loaded",
@@ -129,8 +131,9 @@ def h_space_masked() -> Template:
          + " The masks get the pictures' size.",),
         {"kept": "Prompt: what stays", "size": "SolidMask: black", "half": "SolidMask: white half",
          "right side": "Mask: right side", "left side": "Mask: left side", "decode": "VAE Decode: result",
-         "masked": "Mask h-Trace: content", "masked second": "Mask h-Trace: second", "calibration": "Preview Image: t_edit",
-         "calibrated report": "Report: t_edit", "keep report": "Report: saved file"})
+         "masked": "Mask h-Trace: content", "masked second": "Mask h-Trace: second", "calibration": "Preview: t_edit",
+         "calibrated report": "Report: t_edit", "keep report": "Report: saved file"},
+        thumbnail=[("two contents and a style", "second shown", "content shown", "style shown"), ("", "save")])
 
 
 def h_space_clip() -> Template:
@@ -147,7 +150,7 @@ def h_space_clip() -> Template:
         "content": node("FrozenRecordHSpace", noise=["content noise", 0], guider=["content guider", 0],
                         sampler=["euler", 0], sigmas=["sigmas", 0], latent_image=["latent", 0], deep_skips=DEEP),
         "content decode": node("VAEDecode", samples=["content", 0], vae=["world", 2]),
-        "content sheet": node("FrozenFrameSheet", frames=["content decode", 0], columns=8, every=1),
+        "content sheet": node("FrozenFrameSheet", frames=["content decode", 0], columns=4, every=1),
         "content shown": node("PreviewImage", images=["content sheet", 0]),
         "injection": injection("content", gamma="0.8", gamma_skips=0.8, t_edit=600.0, t_boost=0.0),
         "noise": node("RandomNoise", noise_seed=7),
@@ -156,7 +159,8 @@ def h_space_clip() -> Template:
                         sigmas=["sigmas", 0], latent_image=["latent", 0])}
     return Template(
         graph, "gives one video the shape, place and motion of another: the fox's clip goes into the striped background's.",
-        "the two green prompts; **gamma** of the sampler: how much content. Then press **Run**.", "two minutes",
+        "the two green prompts; **gamma** of the sampler: how much content. Then press **Run**.",
+        "about a minute",
         [[{}, {"1 Model": ["world", "module", "motion"]}, {"2 Prompts": ["content prompt", "positive", "negative"]},
           {"5 Result": ["sheet", "video", "save"]}],
          [{"3 Content": ["latent", "sigmas", "euler", "content noise", "content guider", "content", "content decode",
@@ -168,13 +172,14 @@ def h_space_clip() -> Template:
          "World* in place of the motion module): its features go into every frame. With the host's context windows each "
          "window gets the features of its own frames." + OWN_MODEL + OWN_VALUES,),
         {"positive": "Prompt: the other clip", "decode": "VAE Decode: result", "sheet": "Frame Sheet: result",
-         "noise": "RandomNoise: result", "guider": "CFGGuider: result"})
+         "noise": "RandomNoise: result", "guider": "CFGGuider: result"},
+        thumbnail=[("shape and motion into another clip", "content shown", "sheet"), ("", "save 0", "save 15")])
 
 
 def h_space_grid() -> Template:
     graph = world() | picture("content", CONTENT, CONTENT_SEED) | picture("style", STYLE, STYLE_SEED)
-    graph |= picture("second content", "a large apple on the left of a pink plain background", 8)
-    graph |= picture("second style", "a small star on the left of a blue striped background", STYLE_SEED)
+    graph |= picture("second content", "a large watermelon in the middle of a white plain background", CONTENT_SEED)
+    graph |= picture("second style", "a small moon in the middle of a blue striped background", STYLE_SEED)
     graph |= inverted("content", DEEP) | inverted("second content", DEEP)
     graph |= {
         "contents": node("FrozenMergeHSpace", trace_a=["content inverted", 1], trace_b=["second content inverted", 1],
@@ -194,7 +199,7 @@ def h_space_grid() -> Template:
         "save": node("SaveImage", images=["grid", 2], filename_prefix="frozen_diffusion/content_and_style_grid")}
     return Template(
         graph, "draws every content in every style: a row for each content, a column for each style.",
-        "the green prompts; **gamma** of the sampler. Then press **Run**.", "two minutes",
+        "the green prompts; **gamma** of the sampler. Then press **Run**.", "about half a minute",
         [[{"1 Model": ["world"]},
           {"2 Contents": [*stage_of("content", "empty"), *stage_of("second content"), "contents", "content images"]},
           {"5 Result": ["save"]}],
@@ -206,11 +211,14 @@ def h_space_grid() -> Template:
         ("*h-Space Grid* injects each content of a trace into each picture of a batch of latents. *Merge h-Traces* (batch) "
          "puts contents together that were inverted with prompts of their own, *Latent Batch* the styles; chain both nodes "
          "for more. The sampler's settings count for all of them." + OWN_PICTURES + OWN_VALUES,),
-        {"kept": "Prompt: what stays", "content images": "Batch Images: contents", "style images": "Batch Images: styles"})
+        {"kept": "Prompt: what stays", "content images": "Batch Images: contents", "style images": "Batch Images: styles",
+         "second content inverted": "Invert (DDIM): second"},
+        thumbnail=[("", "save")])
 
 
 def h_space_any_sampler() -> Template:
-    graph = world() | picture("content", CONTENT, CONTENT_SEED) | inverted("content", DEEP) | {
+    graph = world() | picture("content", "a large fox on the right of a white plain background", CONTENT_SEED)
+    graph |= inverted("content", DEEP) | {
         "positive": node("CLIPTextEncode", clip=["world", 1], text=STYLE),
         "latent": node("EmptyLatentImage", width=128, height=128, batch_size=1),
         "light": node("FrozenInjectHSpace", model=["world", 0], trace=["content inverted", 1], gamma="0.8",
@@ -230,7 +238,8 @@ def h_space_any_sampler() -> Template:
     return Template(
         graph, "takes content into a picture under any sampler, in two ways: as a patch of the MODEL, and by latent "
         "calibration, which keeps more of the original.",
-        "the two green prompts; **gamma** of *Inject h-Space*; **omega**. Then press **Run**.", "half a minute",
+        "the two green prompts; **gamma** of *Inject h-Space*; **omega**. Then press **Run**.",
+        "about a quarter of a minute",
         [[{"1 Model": ["world"]}, {"2 Content": stage_of("content", "empty")}, {"5 Result": ["save"]}],
          [{"3 Any sampler": ["positive", "latent", "light", "light sampler", "light decode", "light shown"]},
           {"4 Latent calibration": ["noise", "guider", "sigmas", "calibration", "result", "decode"]}]],
@@ -238,7 +247,8 @@ def h_space_any_sampler() -> Template:
         ("*Inject h-Space* is a patch on the MODEL: it works with every sampler and with cfg, and is several times weaker "
          "than the *h-Space Injection Sampler*.\n\n*Latent Calibration Sampler* lets such a patch (or FreeU, or an "
          "attention edit) act by moving the latent instead: **omega** 0 is the full edit, 1 almost none."
-         + OWN_PICTURES + " The last *Empty Latent Image* gets the same size." + OWN_VALUES,),
-        {"positive": "Prompt: the picture", "latent": "Empty Latent Image: the picture", "light sampler": "KSampler: any sampler",
-         "light decode": "VAE Decode: any sampler", "light shown": "Preview Image: any sampler",
-         "decode": "VAE Decode: result"})
+         + OWN_PICTURES + " *Size: the picture* gets the same size." + OWN_VALUES,),
+        {"positive": "Prompt: the picture", "latent": "Size: the picture", "light sampler": "KSampler: any sampler",
+         "light decode": "VAE Decode: any sampler", "light shown": "Preview: any sampler",
+         "decode": "VAE Decode: result"},
+        thumbnail=[("content under any sampler", "content shown", "light shown"), ("", "save")])

@@ -21,13 +21,13 @@ def mitigating(model: str, alpha: float) -> dict:
 
 
 def harivo_text_to_video() -> Template:
-    graph = video_graph("a large dog in the middle of a blue striped background, moving left", "harivo", model="mitigating",
+    graph = video_graph("a large rocket in the middle of a black plain background, moving up", "harivo", model="mitigating",
                         motion_file=HARIVO)
     graph["mitigating"] = mitigating("motion", 40.0)
     return Template(
         graph, "makes a video by HARIVO: a motion module with a mapping network for the noise, frame tokens and a "
         "convolution along time, smoothed while it is sampled by *Mitigating Gradient*.",
-        PROMPT_CHANGE + " **alpha** of *Mitigating Gradient* smooths; 40 is the paper's value.", "half a minute",
+        PROMPT_CHANGE + " **alpha** of *Mitigating Gradient* smooths; 40 is the paper's value.", "about half a minute",
         [[{}, {"1 Model": ["world", "module", "motion"], "2 Smoothing": ["mitigating"]},
           {"3 Prompt": ["positive", "negative", "latent"], "4 Sampling": ["sampler", "decode"]},
           {"5 Result": ["sheet", "video", "save"]}]],
@@ -42,7 +42,7 @@ def harivo_text_to_video() -> Template:
 
 
 def mitigating_gradient() -> Template:
-    graph = video_graph("a large cat on the left of a green dotted background, bouncing", "alpha", model="mitigating")
+    graph = video_graph("a large panda in the middle of a red dotted background, bouncing", "alpha", model="mitigating")
     graph["mitigating"] = mitigating("motion", 0.0)
     graph["sheet"] = node("FrozenClipReport", frames=["decode", 0], fps=8.0, columns=16)
     graph["video"]["inputs"]["images"] = ["alpha 40 decode", 0]
@@ -70,16 +70,18 @@ def mitigating_gradient() -> Template:
     return Template(
         graph, "makes one clip three times, with *Mitigating Gradient* at alpha 0, 40 and 150, and measures flicker and "
         "motion of each.", "the green *Prompt*; **alpha** of the three *Mitigating Gradient*. Then press **Run**.",
-        "two minutes",
+        "about a minute",
         [[{}, {"2 Prompt": ["positive", "negative", "latent"]},
           {"6 Result: 0, 40 and 150 from top to bottom": ["two", "three", "comparison", "video", "save"]}],
          [{"1 Model": ["world", "module", "motion"]}, rows]],
         "positive", "comparison",
         ("*Clip Report* shows what each alpha does. The saved video is that of alpha 40; the clip at 150 has lost texture."
          + OWN_CLIP + " At 512 px, 20 is a good first value.",),
-        {"mitigating": "Mitigating Gradient: alpha 0", "sampler": "KSampler: alpha 0", "decode": "VAE Decode: alpha 0",
+        {"mitigating": "Mitigating Gradient: 0", "alpha 40 guidance": "Mitigating Gradient: 40",
+         "alpha 150 guidance": "Mitigating Gradient: 150", "sampler": "KSampler: alpha 0", "decode": "VAE Decode: alpha 0",
          "sheet": "Clip Report: alpha 0", "two": "Image Stitch: 0 and 40", "three": "Image Stitch: all three",
-         "sheet figures": "Report: alpha 0", "save": "Save Video: alpha 40"})
+         "sheet figures": "Report: alpha 0", "save": "Save Video: alpha 40"},
+        thumbnail=[("smoothed, alpha 40", "save 0", "save 4"), ("", "alpha 40 report")])
 
 
 def animatediff_smooth() -> Template:
@@ -99,14 +101,15 @@ def animatediff_smooth() -> Template:
     return Template(
         graph, "makes a steadier video with your own SD1.5 checkpoint and AnimateDiff file, in three ways at once: "
         "*Mitigating Gradient*, *Clip Noise*, *FreeInit Sampler*.",
-        "the files, the green *Prompt*, **alpha** and **iterations**. Then press **Run**.", own.minutes,
+        "the files, the green *Prompt*, **alpha** and **iterations**. Then press **Run**.", own.lasts,
         [[{}, {"1 Model": ["world", "module", "module report", "motion"], "2 Smoothing": ["mitigating"]},
           {"3 Prompt": ["positive", "negative", "latent"]}, {"5 Result": ["sheet", "video", "save"]}],
          [{"4 Sampling": ["noise", "choice", "freeinit", "guider", "sigmas", "sampler", "decode"]}]],
         "positive", "save",
         ("No HARIVO weights are needed. *Mitigating Gradient*: **alpha** 20 suits 512 px. *Clip Noise*: the frames share a "
          "part (PYoCo); **alpha** 0.5 is careful. *FreeInit Sampler*: set **iterations** to 3; it takes three times as "
-         "long.\n\n" + own.notes[0],), models=own.models)
+         "long.\n\n" + own.notes[0],), models=own.models, sprite_prompts=own.sprite_prompts,
+        thumbnail=[("steadier, with your own files", *own.thumbnail[0][1:]), own.thumbnail[1]])
 
 
 def harivo_controlnet() -> Template:
@@ -118,7 +121,7 @@ def harivo_controlnet() -> Template:
     controlled(graph, "hints", "0, -1", "1.0")
     return Template(
         graph, "makes a video between two pictures: their edges say where the clip begins and ends, HARIVO's motion module "
-        "does the way between.", "the green prompts. Then press **Run**.", "a minute",
+        "does the way between.", "the green prompts. Then press **Run**.", "about a minute",
         [[{}, {"4 Prompt": ["positive", "negative", "latent"]},
           {"5 Control": ["controlnet", "control"], "6 Sampling": ["sampler", "decode"]},
           {"7 Result": ["sheet", "video", "save"]}],
@@ -127,7 +130,8 @@ def harivo_controlnet() -> Template:
            "3 Last picture": ["last prompt", "last size", "last", "last decode", "last edges", "hints", "show edges"]}]],
         "positive", "save",
         ("The ControlNet sees the latents as they are and the plain prompt: HARIVO's mapping network and frame tokens are "
-         "for the U-Net alone.",))
+         "for the U-Net alone.",),
+        thumbnail=[("edges of the first and last frame", "show edges 0", "show edges 1"), ("", "save 0", "save 15")])
 
 
 def train_harivo() -> Template:
@@ -139,7 +143,7 @@ def train_harivo() -> Template:
     graph["save"]["inputs"]["filename_prefix"] = "motion_modules/harivo_example"
     return Template(
         graph, "trains HARIVO: everything of the motion training, plus the mapping network, frame tokens and the two "
-        "smoothness losses.", plain.change, "ten minutes", plain.stages, plain.main, plain.result,
+        "smoothness losses.", plain.change, "about ten minutes", plain.stages, plain.main, plain.result,
         ("Each part is a switch of *Train Motion Module*. How much a loss is felt the line under that node shows: **trs** "
          "of this small model needs 30.\n\n### Your own clips\nSet **source** to *folder*, **max_clips** to 0 (all), "
          "**frames** to 24 and the size to 256x256, exchange *Load Sprite World* for *Load Checkpoint*, and start from an "
@@ -149,4 +153,4 @@ def train_harivo() -> Template:
          "**beta_schedule** *auto*, a **checkpoint** name and a **sample_prompt** of your own. **dc** compares the clips "
          "of a batch, so **batch_size** must be 2 or more. We have not trained at that size.\n\nUse clips without "
          "watermarks. If yours have one: train a spatial LoRA on single frames first, so that it carries the watermark, "
-         "merge it while training, and leave it out when you sample.",))
+         "merge it while training, and leave it out when you sample.",), thumbnail=plain.thumbnail)

@@ -47,7 +47,7 @@ def latent_basis_directions() -> Template:
     return Template(
         graph, "discovers edit sliders for a picture, without training and without text. Each row of the sheet is a "
         "direction, from -strength to +strength.",
-        "the green *Prompt*; **strength** of *Edit along Basis*. Then press **Run**.", "a minute",
+        "the green *Prompt*; **strength** of *Edit along Basis*. Then press **Run**.", "about a minute",
         [[{"1 Model": ["world"]}, {"2 Picture": stage_of("picture", "empty")}, {"6 Result": ["save"]}],
          [{"3 Noisy picture": ["euler", "picture split", "picture noisy"]},
           {"4 Directions": ["basis", "basis report"]},
@@ -57,8 +57,8 @@ def latent_basis_directions() -> Template:
          "bottleneck most.\n\n- Earlier splits (smaller **step** of *Split Sigmas*) change more, later ones details.\n- "
          "**strength** is the way in the latent; 16 suits 512 pixels.\n- A prompt instead of the empty one draws the "
          "directions towards it.\n- *Basis Report* puts the spectrum and the contact sheet on one page." + OWN_PICTURES,),
-        {"decode": "VAE Decode: result", "finish": "SamplerCustom: finish", "plot": "Preview Image: spectrum and directions",
-         "report text": "Report: spectrum"})
+        {"decode": "VAE Decode: result", "finish": "SamplerCustom: finish", "plot": "Preview: spectrum",
+         "report text": "Report: spectrum"}, thumbnail=[("", "save")])
 
 
 def latent_basis_transport() -> Template:
@@ -75,7 +75,7 @@ def latent_basis_transport() -> Template:
     graph |= edited("other", "carried")
     return Template(
         graph, "carries an edit slider from one picture to another.",
-        "the two green prompts; **direction** of *Transport Basis*. Then press **Run**.", "two minutes",
+        "the two green prompts; **direction** of *Transport Basis*. Then press **Run**.", "about half a minute",
         [[{"1 Model": ["world"]}, {"2 Picture": stage_of("picture", "empty")}, {"7 Result": ["save"]}],
          [{"3 Other picture": stage_of("other")},
           {"4 Noisy pictures": ["euler", "picture split", "picture noisy", "other split", "other noisy"]}],
@@ -87,10 +87,11 @@ def latent_basis_transport() -> Template:
          "there: green above 0.6, red below 0.3.\n\n*Basis Report* shows how far the tangent spaces are apart, beside "
          "random ones. *Global Basis* is the mean of several pictures' directions; carry its directions in the same way."
          + OWN_PICTURES + OWN_STRENGTH,),
-        {"decode": "VAE Decode: result", "finish": "SamplerCustom: finish", "plot": "Preview Image: spectra and distances",
-         "basis": "Compute Latent Basis: picture", "target": "Compute Latent Basis: other",
+        {"decode": "VAE Decode: result", "finish": "SamplerCustom: finish", "plot": "Preview: distances",
+         "basis": "Latent Basis: picture", "target": "Latent Basis: other",
          "basis report": "Report: directions of picture", "target report": "Report: directions of other",
-         "report text": "Report: distances", "keep report": "Report: saved file", "carried report": "Report: coverage"})
+         "report text": "Report: distances", "keep report": "Report: saved file", "carried report": "Report: coverage"},
+        thumbnail=[("from one picture to another", "picture shown", "other shown"), ("", "save")])
 
 
 def latent_basis_prompt_slider() -> Template:
@@ -104,7 +105,8 @@ def latent_basis_prompt_slider() -> Template:
     graph |= edited("picture", "slider", strength=10.0)
     return Template(
         graph, "makes a named slider out of two prompts: from a cat on the left to a cat on the right.",
-        "the green prompts *from* and *to*; **strength** of *Edit along Basis*. Then press **Run**.", "a minute",
+        "the green prompts *from* and *to*; **strength** of *Edit along Basis*. Then press **Run**.",
+        "about half a minute",
         [[{"1 Model": ["world"]}, {"2 Slider from two prompts": ["from", "to", "slider", "slider report"]},
           {"7 Result": ["save"]}],
          [{"3 Picture": stage_of("picture", "empty")}],
@@ -113,4 +115,5 @@ def latent_basis_prompt_slider() -> Template:
         "from", "save",
         ("*Prompt Direction* finds how the latent must move for the bottleneck to look as with the other prompt; within the "
          "basis, so that the edit stays natural. Unplug **basis** for the steepest way." + OWN_PICTURES + OWN_STRENGTH,),
-        {"decode": "VAE Decode: result", "finish": "SamplerCustom: finish"})
+        {"decode": "VAE Decode: result", "finish": "SamplerCustom: finish"},
+        thumbnail=[("a slider from two prompts", "picture shown"), ("", "save")])

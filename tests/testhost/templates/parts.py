@@ -13,6 +13,8 @@ CAPTIONS = ("\n\nSprite world knows captions such as `a large fox on the right o
             "bouncing`. Sprites: dog cat car apple sunflower ball fish balloon butterfly rocket turtle banana "
             "house moon star bee guitar mushroom octopus tree fox frog panda watermelon. Motions: standing still, "
             "moving left, right, up, down, growing, shrinking, spinning, bouncing, circling.")
+STAND_IN = {"positive": "a large panda in the middle of a yellow plain background, moving right", "negative": ""}
+STAND_IN_TILE = (("with your own checkpoint", "save 0", "save 5"), ("shown: sprite world", "save 10", "save 15"))
 PROMPT_CHANGE = "the green *Prompt*. Then press **Run**."
 RESULT_STAGE = {"4 Result": ["sheet", "video", "save"]}
 HUB = "https://huggingface.co"
@@ -27,20 +29,22 @@ SD15_MOTION = {"name": "mm_sd15_v3.safetensors", "directory": "animatediff_model
 class Template:
     """A graph in API form, whose keys are words, and what stands beside it.
 
-    The first note begins with three lines: what it `does`, what to `change`, how long it takes. `stages` are rows of
+    The first note begins with three lines: what it `does`, what to `change`, how long it `lasts` on a CPU. `stages` are rows of
     columns of groups, {title: keys}; `main` is the node that one changes, `result` the one that one looks at.
     """
 
     graph: Mapping[str, dict]
     does: str
     change: str
-    minutes: str
+    lasts: str
     stages: Sequence[Sequence[Mapping[str, Sequence[str]]]]
     main: str
     result: str
     notes: tuple[str, ...] = ("",)
     titles: Mapping[str, str] = field(default_factory=dict)
     models: Mapping[str, Sequence[Mapping[str, str]]] = field(default_factory=dict)
+    thumbnail: Sequence[Sequence[str]] = (("", "save 0", "save 5"), ("", "save 10", "save 15"))
+    sprite_prompts: Mapping[str, str] = field(default_factory=dict)
 
 
 def node(class_type: str, **inputs) -> dict:
@@ -84,7 +88,7 @@ def video_graph(prompt: str, name: str, frames: int = 16, motion_on: str = "worl
         "motion": node("FrozenApplyMotionModule", model=[motion_on, 0], motion_module=["module", 0], strength=1.0,
                        frames_per_clip=0, start_percent=0.0, end_percent=1.0, beta_schedule="auto",
                        groupnorm="official"),
-        "sheet": node("FrozenFrameSheet", frames=["decode", 0], columns=8, every=max(1, frames // 16)),
+        "sheet": node("FrozenFrameSheet", frames=["decode", 0], columns=4, every=max(1, frames // 16)),
         "video": node("CreateVideo", images=["decode", 0], fps=8.0),
         "save": node("SaveVideo", video=["video", 0], filename_prefix=f"frozen_diffusion/{name}", format="auto",
                      codec="auto"),

@@ -8,6 +8,8 @@ from .parts import (
     RESULT_STAGE,
     SD15,
     SD15_MOTION,
+    STAND_IN,
+    STAND_IN_TILE,
     Template,
     controlled,
     drawn_edges,
@@ -29,30 +31,30 @@ def text_to_image() -> Template:
         graph, "draws a picture from a caption, with sprite world, the small trained model that comes with the pack.",
         PROMPT_CHANGE, "a few seconds",
         [[{}, {"1 Model": ["world"]}, PROMPT_AND_SAMPLING, {"4 Result": ["save"]}]],
-        "positive", "save", (CAPTIONS,))
+        "positive", "save", (CAPTIONS,), thumbnail=[("", "save")])
 
 
 def text_to_video() -> Template:
-    graph = video_graph("a large dog in the middle of a blue striped background, moving left", "video")
+    graph = video_graph("a large fox in the middle of a blue plain background, bouncing", "video")
     return Template(
         graph, "makes a video of 16 frames from a caption: a motion module turns the frozen image model into a video "
-        "model.", PROMPT_CHANGE + " *Empty Latent Image*, **batch_size**, is the number of frames.", "half a minute",
+        "model.", PROMPT_CHANGE + " *Empty Latent Image*, **batch_size**, is the number of frames.", "about half a minute",
         [[{}, MODEL_STAGE, PROMPT_AND_SAMPLING, RESULT_STAGE]], "positive", "save",
         ("- **cfg** 5 and 20 steps of euler are good values here.\n- *Apply Motion Module*, **strength** 0, is the image "
          "model." + OWN_CLIP, "### Captions" + CAPTIONS))
 
 
 def text_to_video_style_lora() -> Template:
-    graph = video_graph("a large cat in the middle of a green plain background, growing", "style", motion_on="lora")
-    graph["lora"] = node("LoraLoaderModelOnly", model=["world", 0], lora_name="sprite_swapped.safetensors",
+    graph = video_graph("a large panda in the middle of a yellow plain background, growing", "style", motion_on="lora")
+    graph["lora"] = node("LoraLoaderModelOnly", model=["world", 0], lora_name="sprite_pencil.safetensors",
                          strength_model=1.0)
     return Template(
         graph, "makes a video in the style of a LoRA. The motion module was trained on the plain image model and works on "
-        "a fine-tuned one as well.", "the file in *Load LoRA*, the *Prompt*. Then press **Run**.", "half a minute",
+        "a fine-tuned one as well.", "the file in *Load LoRA*, the *Prompt*. Then press **Run**.", "about half a minute",
         [[{}, {"1 Style": ["world", "lora"], "2 Motion": ["module", "motion"]},
           {"3 Prompt": ["positive", "negative", "latent"], "4 Sampling": ["sampler", "decode"]},
           {"5 Result": ["sheet", "video", "save"]}]],
-        "lora", "save", ("*sprite_swapped* and *sprite_pencil* come with the pack; your own LoRAs go in `models/loras`."
+        "lora", "save", ("*sprite_pencil* and *sprite_swapped* come with the pack; your own LoRAs go in `models/loras`."
                          + OWN_CLIP,), {"lora": "Load LoRA"})
 
 
@@ -67,7 +69,7 @@ def animatediff_own_checkpoint() -> Template:
     return Template(
         graph, "makes a video with your own SD1.5 checkpoint and an AnimateDiff motion module.",
         "the files in *Load Checkpoint* and *Load Motion Module*, the green *Prompt*. Then press **Run**.",
-        "about half a minute on a GPU, an hour",
+        "minutes on a GPU, hours",
         [[{}, OWN_STAGE, PROMPT_AND_SAMPLING, RESULT_STAGE]], "positive", "save",
         (f"**Files.** The page offers what is missing; or fetch it by hand:\n\n- [{SD15['name']}]({SD15['url']}), or any "
          f"SD1.5 checkpoint, into `models/checkpoints`\n- [{SD15_MOTION['name']}]({SD15_MOTION['url']}), or another "
@@ -76,7 +78,7 @@ def animatediff_own_checkpoint() -> Template:
          "reports what it found. The noise schedule follows from the file.\n\nSDXL checkpoints take AnimateDiff-SDXL and "
          "HotshotXL files; a wrong pair is refused; the message says why. AnimateLCM wants sampler *lcm*, scheduler "
          "*sgm_uniform*, 8 steps, cfg 1.5.",),
-        models={"world": [SD15], "module": [SD15_MOTION]})
+        models={"world": [SD15], "module": [SD15_MOTION]}, thumbnail=STAND_IN_TILE, sprite_prompts=STAND_IN)
 
 
 def controlnet_frames() -> Template:
@@ -87,7 +89,7 @@ def controlnet_frames() -> Template:
         graph, "makes a video whose first frames follow the edges of a picture: a ControlNet acts on the frames you list, "
         "the motion module does the others.",
         "the two green prompts; **frames** and **strengths** of *Apply ControlNet to Frames*. Then press **Run**.",
-        "a minute",
+        "about a minute",
         [[{}, {"3 Prompt": ["positive", "negative", "latent"]},
           {"4 Control": ["controlnet", "control"], "5 Sampling": ["sampler", "decode"]},
           {"6 Result": ["sheet", "video", "save"]}],
@@ -97,11 +99,11 @@ def controlnet_frames() -> Template:
         ("**frames** lists the frames (0 is the first, -1 the last), **strengths** one number for all or one for each. "
          "Connect several hint images, one for each listed frame, to guide the end as well.\n\nThe ControlNet must belong "
          "to the image model: *sprite_edges* is for sprite world, an SD1.5 one (`models/controlnet`) for your own "
-         "checkpoint.",))
+         "checkpoint.",), thumbnail=[("edges guide the first frames", "show edges", "save 0"), ("", "save 8", "save 15")])
 
 
 def long_clip_context_windows() -> Template:
-    graph = video_graph("a large octopus in the middle of a white plain background, circling", "long", frames=40,
+    graph = video_graph("a large panda in the middle of a green plain background, circling", "long", frames=40,
                         model="windows")
     graph["windows"] = node("ContextWindowsManual", model=["motion", 0], context_length=16, context_overlap=4,
                             context_schedule="standard_static", context_stride=1, closed_loop=False,
@@ -109,13 +111,14 @@ def long_clip_context_windows() -> Template:
     return Template(
         graph, "makes a long video: 40 frames in windows of 16 that overlap by 4.",
         "the green *Prompt*; *Empty Latent Image*, **batch_size**, is the number of frames. Then press **Run**.",
-        "two minutes",
+        "one to two minutes",
         [[{}, {"1 Model": ["world", "module", "motion"], "2 Windows": ["windows"]},
           {"3 Prompt": ["positive", "negative", "latent"], "4 Sampling": ["sampler", "decode"]},
           {"5 Result": ["sheet", "video", "save"]}]],
         "positive", "save",
         ("A motion module handles a limited number of frames at once (32 here, AnimateDiff v1 24). *Context Windows "
-         "(Manual)*, a node of ComfyUI itself, goes beyond. **dim** must be 0: frames are the batch." + OWN_CLIP,))
+         "(Manual)*, a node of ComfyUI itself, goes beyond. **dim** must be 0: frames are the batch." + OWN_CLIP,),
+        thumbnail=[("", *(f"save {frame}" for frame in frames)) for frames in ((0, 5, 10), (15, 20, 25), (30, 35, 39))])
 
 
 def train_motion_module() -> Template:
@@ -135,7 +138,7 @@ def train_motion_module() -> Template:
     return Template(
         graph, "trains a motion module on clips: the image model stays frozen, only the temporal layers learn. Here 256 "
         "clips of sprite world, enough to see the loss fall.",
-        "*Clip Dataset*: your own **folder** of videos. Then press **Run**.", "five minutes",
+        "*Clip Dataset*: your own **folder** of videos. Then press **Run**.", "about ten minutes",
         [[{}, {"1 Clips and model": ["clips", "clips report", "world"]}, {"2 Training": ["train"]},
           {"3 Result": ["sheet", "losses", "save", "save report"]}]], "clips", "sheet",
         ("**Cancel** whenever you like: queue again and the training goes on where it was. The line under *Train Motion "
@@ -145,4 +148,5 @@ def train_motion_module() -> Template:
          "AnimateDiff file: connect *Load Motion Module* to **motion_module**. In *Train Motion Module*: "
          "**beta_schedule** *auto*, **learning_rate** 1e-4 (the file's layers learn at a tenth of it), "
          "**gradient_checkpointing** on, **steps** 500 or more, a **checkpoint** name and a **sample_prompt** of your "
-         "own.\n\nUse clips without watermarks: temporal layers learn them, although the image model is frozen.",))
+         "own.\n\nUse clips without watermarks: temporal layers learn them, although the image model is frozen.",),
+        thumbnail=[("loss", "losses"), ("sample", "sheet")])

@@ -12,6 +12,7 @@ from .parts import Template
 CHANGE = {"color": "#232", "bgcolor": "#353"}
 RESULT = {"color": "#223", "bgcolor": "#335", "size": [340, 400]}
 AGAIN = "A second **Run** does nothing until you change something: the seed is *fixed*."
+SHORT = {"EmptyLatentImage": "Size", "PreviewImage": "Preview"}         # long names leave no room for the part
 KINDS = {"decode", "shown", "size", "inverted", "prompt", "sampler", "report", "edges", "noisy", "split", "guidance",
          "sheet", "guider", "noise", "text", "figures"}
 
@@ -40,7 +41,7 @@ def titles_of(template: Template, object_info: Mapping) -> dict[str, str]:
         elif kind == "PreviewAny":
             titles[key] = f"Report: {part_of(key)}"
         elif often[name] > 1:
-            titles[key] = f"{name}: {part_of(key)}"
+            titles[key] = f"{SHORT.get(kind, name)}: {part_of(key)}"
         elif key == template.result:
             titles[key] = f"Result: {name}"
     titles |= template.titles
@@ -63,7 +64,7 @@ def extras_of(template: Template) -> dict[str, dict]:
 def notes_of(template: Template) -> list[str]:
     """The notes, the first one under its three lines."""
     first = (f"## What it does: {template.does}\n\n## What to change: {template.change}\n\n"
-             f"## How long: {template.minutes} on a CPU.\n\n{AGAIN}")
+             f"## How long: {template.lasts} on a CPU.\n\n{AGAIN}")
     return [f"{first}\n\n{template.notes[0].strip()}".strip(), *template.notes[1:]]
 
 
