@@ -53,7 +53,8 @@ def guidance_in_one_pass() -> Template:
         ("*sprite_web* makes sprite world follow prompts badly, as a model of badly captioned pictures does: there one "
          "sees what guidance is for. The guide was never trained on it." + OWN, "### Captions" + CAPTIONS),
         {"sampler": "KSampler: no guidance", "guided sampler": "KSampler: guide, one pass",
-         "real sampler": "KSampler: real CFG, two passes", "web": "Load LoRA (badly captioned)"})
+         "real sampler": "KSampler: real CFG, two passes", "web": "Load LoRA (badly captioned)"},
+        thumbnail=[("no guidance, one pass, real CFG", "save")])
 
 
 def guide_report() -> Template:
@@ -80,7 +81,7 @@ def guide_report() -> Template:
           {"5 Result": ["decode", "save", "plot", "report report"]}]],
         "lora", "save", ("The report compares the time of a step with that of real CFG, measured in the same "
                          "run." + OWN,),
-        {"lora": "Load LoRA"})
+        {"lora": "Load LoRA"}, thumbnail=[("on a style LoRA", "save"), ("what the guide adds", "plot")])
 
 
 def eight_steps() -> Template:
@@ -103,7 +104,8 @@ def eight_steps() -> Template:
            "4 Sampling": ["noise", "euler", "sigmas", "guider", "sampler", "decode"]}, {"5 Result": ["save"]}]],
         "positive", "save",
         ("A guide of stage 2 is for its own noise levels: *Stage-2 Sigmas* and sampler euler. For other numbers of "
-         "steps take one of stage 1." + OWN, "### Captions" + CAPTIONS))
+         "steps take one of stage 1." + OWN, "### Captions" + CAPTIONS),
+        thumbnail=[("", "save 0", "save 1"), ("", "save 2", "save 3")])
 
 
 def guide_with_motion() -> Template:
@@ -152,4 +154,5 @@ def train_guide_model() -> Template:
          "you draw, 512x512, **learning_rate** 1e-4, **steps** 5000 and more, **trajectories** 1000 and more, "
          "*Training Options* with **precision** bf16. **Cancel** whenever you like: queue again and it goes on where "
          "it was.",),
-        {"sheet": "Preview Image: sample", "plot": "Preview Image: how close it is"})
+        {"sheet": "Preview Image: sample", "plot": "Preview Image: how close it is"},
+        thumbnail=[("without, guide, real CFG", "sheet"), ("", "plot")])
