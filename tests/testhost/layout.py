@@ -16,7 +16,7 @@ from .wires import route
 from .workflow import BYPASSED, default_of, extra_values, inputs_of, is_widget
 
 TITLE, SLOT, WIDGET, GAP = 30, 20, 24, 40       # heights on the page, in its pixels
-WIDE, NARROW, TEXT, PICTURE, REPORT = 350, 250, 100, 240, 70
+WIDE, NARROW, TEXT, PICTURE, REPORT = 350, 250, 100, 240, 90
 COLUMN_GAP = 52
 GROUP_GAP, GROUP_EDGE, GROUP_TITLE = 40, 15, 45
 SHOWING = {"PreviewImage", "SaveImage", "SaveVideo", "SaveAnimatedWEBP", "SaveAnimatedPNG", "LoadImage",
@@ -145,14 +145,14 @@ def place_notes(cards: Sequence[dict], x: float, y: float) -> tuple[float, float
     return y + GROUP_TITLE, x + NOTE_WIDE
 
 
-def note(text: str, number: int) -> dict:
+def note(text: str, number: int, title: str) -> dict:
     """A MarkdownNote of the page, as high as its text, still without place."""
     height = 40
     for line in text.splitlines():
         letters, high = next(size for mark, size in LETTERS.items() if line.startswith(mark))
         height += high * (1 + len(line) // letters) + 5
     return {"id": number, "type": "MarkdownNote", "size": [NOTE_WIDE, height], "flags": {}, "order": 0, "mode": 0,
-            "inputs": [], "outputs": [], "title": "Read me", "properties": {}, "widgets_values": [text], **NOTE_COLOURS}
+            "inputs": [], "outputs": [], "title": title, "properties": {}, "widgets_values": [text], **NOTE_COLOURS}
 
 
 def frame(title: str, number: int, members: Sequence[dict]) -> dict:
@@ -187,7 +187,8 @@ def ui_workflow(graph: Mapping[str, Mapping], object_info: Mapping, *, notes: Se
         node |= {"id": number, "mode": BYPASSED if key in bypassed else 0, **more}
         if key in (titles or {}):
             node["title"] = titles[key]
-    cards = [note(text, len(nodes) + number) for number, text in enumerate(notes, 1)]
+    cards = [note(text, len(nodes) + number, "Read me" if number == 1 else "More")
+             for number, text in enumerate(notes, 1)]
     if stages:
         frames = place_stages(graph, nodes, stages, cards)
     else:

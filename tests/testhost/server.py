@@ -104,7 +104,7 @@ class Server:
         settings = self.folder / "user" / "default" / "comfy.settings.json"
         if not settings.exists():           # else the page greets a first visitor with a dialogue
             settings.parent.mkdir(exist_ok=True)
-            settings.write_text(json.dumps({"Comfy.TutorialCompleted": True}))
+            settings.write_text(json.dumps({"Comfy.TutorialCompleted": True, "Comfy.Templates.SortBy": "alphabetical"}))
         self.pack_name, where = link_pack()
         comfyui = find_comfyui()
         accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()

@@ -12,6 +12,7 @@ import numpy as np
 SLOT, INSET, TITLE_BAR = 20, 10, 30     # of the page: height of a slot, its dot's distance from the edge
 CLEAR = 6                               # a way keeps so far from nodes
 LANES = (12, 18, 24, 30)                # distances of the points from the corners they go around
+GRAZE = 1e-9                            # of a segment: less is a touch, on every processor
 BEND = 40                               # what a point costs, in pixels of way
 SAMPLES = np.linspace(0, 1, 33)[:, None]
 
@@ -42,7 +43,7 @@ def hits(start: np.ndarray, end: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     near = np.where(flat, np.where(between, -np.inf, np.inf), near)
     far = np.where(flat, np.where(between, np.inf, -np.inf), far)
     enter, leave = np.maximum(near.max(2), 0), np.minimum(far.min(2), 1)
-    return enter < leave
+    return enter < leave - GRAZE
 
 
 def dot(node: Mapping, slot: int, output: bool) -> np.ndarray:
@@ -87,7 +88,7 @@ def shortest(costs: np.ndarray, source: int) -> np.ndarray:
             break
         open_[here] = False
         through = length[here] + costs[here]
-        better = open_ & (through < length - 1e-6)
+        better = open_ & (through < length)
         length[better], before[better] = through[better], here
     return before
 
@@ -108,7 +109,7 @@ class Ways:
         """Costs of the straight way from each start to each end, [S, E]; infinite where a node is in the way."""
         pairs = [np.repeat(starts, len(ends), 0), np.tile(ends, (len(starts), 1))]
         closed = hits(*pairs, self.blocked).any(1)
-        lengths = np.hypot(*(pairs[1] - pairs[0]).T) + BEND
+        lengths = np.rint(np.hypot(*(pairs[1] - pairs[0]).T)) + BEND        # whole pixels, alike on every processor
         return np.where(closed | (lengths == BEND), np.inf, lengths).reshape(len(starts), len(ends))
 
     def paths(self, source: np.ndarray, targets: np.ndarray) -> list[list[tuple[float, float]]]:

@@ -10,7 +10,7 @@ from . import TEMPLATES
 from .parts import Template
 
 CHANGE = {"color": "#232", "bgcolor": "#353"}
-RESULT = {"color": "#223", "bgcolor": "#335", "size": [340, 400]}
+RESULT = {"color": "#223", "bgcolor": "#335", "size": [340, 440]}
 AGAIN = "A second **Run** does nothing until you change something: the seed is *fixed*."
 SHORT = {"EmptyLatentImage": "Size", "PreviewImage": "Preview"}         # long names leave no room for the part
 KINDS = {"decode", "shown", "size", "inverted", "prompt", "sampler", "report", "edges", "noisy", "split", "guidance",
