@@ -14,12 +14,13 @@ from weakref import WeakKeyDictionary
 
 import comfy.hooks
 import comfy.lora
+import comfy.model_management
 import comfy.ops
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor, nn
 
-from ..files.provenance import same_model
+from ..files.provenance import same_model, tells_weights
 from .clips import MOTION, has_motion_module
 
 PREFIX = "diffusion_model."
@@ -213,3 +214,28 @@ def copy_unet(model) -> UNetModel:
         copy = UNetModel(**config, device="meta", operations=comfy.ops.disable_weight_init)
         copy.load_state_dict({key.removeprefix(PREFIX): weight for key, weight in weights.items()}, assign=True)
     return copy.eval().requires_grad_(False)
+
+
+def frozen_unet(model, low_precision: bool = False) -> UNetModel:
+    """`copy_unet` on the host's device; with low_precision its matrices are kept in bfloat16."""
+    unet = copy_unet(model)
+    with torch.inference_mode(False):
+        if low_precision:
+            for parameter in unet.parameters():
+                if parameter.ndim > 1:
+                    parameter.data = parameter.data.bfloat16()
+        return unet.to(comfy.model_management.get_torch_device())
+
+
+def size_vector(base, pooled: Tensor | None, height: int, width: int) -> Tensor | None:
+    """SDXL's vector of pooled text and size [B, D] on the host's device, for latents of that size; None for others."""
+    device = comfy.model_management.get_torch_device()
+    vector = base.encode_adm(pooled_output=pooled, device=device, height=8 * height, width=8 * width,
+                             prompt_type="positive")
+    return None if vector is None else vector.to(device)
+
+
+def identity_as(model, known: str | None) -> str:
+    """`model_identity`, in the words of a file's if those are of the same weights."""
+    name = model_identity(model)
+    return known if known is not None and tells_weights(known) and same_model(known, name) else name

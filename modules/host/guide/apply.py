@@ -25,7 +25,6 @@ ONE_PASS, HYBRID = "one pass", "hybrid (real cfg too)"
 MODES = (ONE_PASS, HYBRID)
 CONSTANT, COSINE = "constant", "cosine"
 SCHEDULES = (CONSTANT, COSINE)
-REPORT = "frozen_guide_report"          # of a `GuideReport` in the options of a run
 DISTILLED = ("lcm", "turbo", "lightning", "hyper")      # in the name of a sampling whose guidance is inside already
 
 
@@ -128,7 +127,7 @@ class Guide:
         sampling = guider.model_patcher.get_model_object("model_sampling")
         options = guider.model_options["transformer_options"]
         sigmas = tuple(map(sampling.percent_to_sigma, self.settings.percents))
-        run = options[KEY] = GuideRun(sigmas, report=options.get(REPORT))
+        run = options[KEY] = GuideRun(sigmas)
         if guider.conds.get("negative") and self.settings.mode == ONE_PASS:
             run.tell("the guide makes one pass, in which the negative prompt is not read; mode hybrid reads it, in "
                      "two.")
@@ -179,8 +178,8 @@ class Guide:
             return executor(x, timesteps, context, y, control, transformer_options, *args, **kwargs)
         residuals = self.residuals(run, x, timesteps, context, y, transformer_options)
         if residuals is not None:
-            control, options = merged(control, residuals), transformer_options
-            transformer_options = with_shape_check(options, control, residuals, run)
+            control = merged(control, residuals)
+            transformer_options = with_shape_check(transformer_options, control, residuals, run)
         return executor(x, timesteps, context, y, control, transformer_options, *args, **kwargs)
 
     def acts(self, run: GuideRun, options: Mapping) -> bool:
@@ -216,8 +215,7 @@ class Guide:
                              f"{x.dtype}. Lower cfg, or start ComfyUI with --fp32-unet.")
         if found is not None and run.report is not None:
             size = float(torch.stack([residual.float().square().mean() for residual in found]).mean().sqrt())
-            run.report.rows.append({"sigma": float(options["sigmas"][0]), "g": run.g, "residual": size,
-                                    "passes": float(len(x))})
+            run.report.rows.append({"sigma": float(options["sigmas"][0]), "residual": size})
         return found
 
     def in_range(self, run: GuideRun) -> tuple[float, float]:
@@ -230,8 +228,6 @@ class Guide:
         if 1 < g < config.g_min:
             return config.g_min, (g - 1) / (config.g_min - 1)
         return g, 1.0
-
-
 
 
 def merged(control: Mapping | None, residuals: Sequence[Tensor]) -> dict[str, list]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import comfy.model_management
-import torch
 from torch import Tensor
 
 from ...data.encoded import Text
 from ..attention import attend
-from ..weights import copy_unet
+from ..weights import frozen_unet, size_vector
 
 
 def as_control(residuals: Sequence[Tensor]) -> dict[str, list[Tensor]]:
@@ -26,19 +25,11 @@ class FrozenBase:
     def __init__(self, model, low_precision: bool = False):
         self.device = comfy.model_management.get_torch_device()
         self.base = model.model         # asked for its latent factor and its size embedding
-        self.unet = copy_unet(model)
-        with torch.inference_mode(False):
-            if low_precision:
-                for parameter in self.unet.parameters():
-                    if parameter.ndim > 1:
-                        parameter.data = parameter.data.bfloat16()
-            self.unet.to(self.device)
+        self.unet = frozen_unet(model, low_precision)
 
     def vector(self, text: Text, height: int, width: int) -> Tensor | None:
-        """SDXL's vector of pooled text and size [B, D], for latents of that size; None where there is none."""
-        vector = self.base.encode_adm(pooled_output=text.pooled, device=self.device, height=8 * height, width=8 * width,
-                                      prompt_type="positive")
-        return None if vector is None else vector.to(self.device)
+        """See `size_vector`."""
+        return size_vector(self.base, text.pooled, height, width)
 
     def __call__(self, x: Tensor, t: Tensor, text: Text, residuals: Sequence[Tensor] | None = None) -> Tensor:
         """x [B, 4, h, w], t [B], B texts -> what the model predicts, of x's shape."""

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from ...data.cache import TensorCache
 from ...data.encoded import Text, stack_texts
-from ...files.provenance import same_model, tells_weights
-from ...guide.distillation import by_row, guided, step_weight, two_steps_in_one, unexplained
+from ...guide.distillation import guided, step_weight, two_steps_in_one, unexplained
 from ...guide.files import FULL, GuideConfig
 from ...guide.networks import OUTPUT_STD, fresh_guide
 from ...guide.recipe import GuideRecipe
@@ -28,7 +27,7 @@ from ...training.updates import Loss
 from ..codec import HostText, digest_of, outside_inference
 from ..files import cache_folder
 from ..noise_levels import noise_levels
-from ..weights import check_trainable, model_identity
+from ..weights import check_trainable, identity_as, model_identity
 from .base import FrozenBase
 from .files import LoadedGuide, check_fit, family_of, hold_guide
 from .full import fresh_full_guide
@@ -75,26 +74,27 @@ class GuideSubject:
         self.held_out = (prompts * HELD_OUT)[:HELD_OUT]         # of few prompts the same ones, with other noise
         self.size = (4, size[1] // 8, size[0] // 8)
         self.trajectories = Trajectories(
-            prompts[kept:], recipe, f"{model_identity(model)} {self.levels.prediction} "
-                                    f"{self.codec.clip_name}", self.size,
-            self.levels, lambda prompt: outside_inference(self.codec.text(prompt)),
-            TensorCache(cache or cache_folder("trajectories"), "A trajectory"))
+            prompts[kept:], recipe, f"{model_identity(model)} {self.levels.prediction} {self.codec.clip_name}",
+            self.size, self.levels, self.text, TensorCache(cache or cache_folder("trajectories"), "A trajectory"))
         self.base: FrozenBase | None = None
         self.measured: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
-        self.draws = 0
 
     def encode(self, share: tuple[int, int] = (0, 1)) -> Iterator[tuple[int, int]]:
         """Sample the trajectories with real guidance; quick where they are on disk."""
+        self.make_base()
+
+        def predict(x: Tensor, t: Tensor, text: Text) -> Tensor:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            with autocast(self.base.device, self.recipe.precision):
+                return self.base(x, t, text)
+
+        yield from self.trajectories.sample(predict, self.base.device, share)
+
+    def text(self, prompt: str) -> Text:
+        """Of a prompt, for sampling and for training."""
         with torch.inference_mode(False), torch.no_grad():
-            self.make_base()
-
-            def predict(x: Tensor, t: Tensor, text: Text) -> Tensor:
-                comfy.model_management.throw_exception_if_processing_interrupted()
-                with autocast(self.base.device, self.recipe.precision):
-                    return self.base(x, t, text)
-
-            yield from self.trajectories.sample(predict, self.base.device, share)
+            return outside_inference(self.codec.text(prompt))
 
     def make_base(self) -> None:
         """Copy the U-Net to the device, once."""
@@ -163,18 +163,17 @@ class GuideSubject:
         after = dict(zip(times, [*times[1:], None], strict=True))
         middle = [after[time] for time in states.t.tolist()]
         last = [after[time] for time in middle]
-        sigma_t, sigma_m = self.sigma(states.t.tolist()), self.sigma(middle)
-        sigma_s = self.sigma(last)
+        sigma_t, sigma_m, sigma_s = (self.sigma(each) for each in (states.t.tolist(), middle, last))
         with torch.no_grad():
             first = self.predict(x, t, g, states.text, self.teacher).float()
             x0, eps1 = self.levels.split(x, first, t)
             m = torch.tensor(middle, device=device)
-            second = self.predict(self.levels.add_noise(x0, eps1, m), m, g, states.text, self.teacher).float()
-            _, eps2 = self.levels.split(self.levels.add_noise(x0, eps1, m), second, m)
+            between = self.levels.add_noise(x0, eps1, m)
+            _, eps2 = self.levels.split(between, self.predict(between, m, g, states.text, self.teacher).float(), m)
             target = two_steps_in_one(eps1, eps2, sigma_t, sigma_m, sigma_s)
         _, eps = self.levels.split(x, self.predict(x, t, g, states.text).float(), t)
         error = (eps - target).square().flatten(1).mean(1)
-        return by_row(step_weight(sigma_t), error) * error
+        return step_weight(sigma_t) * error
 
     def sigma(self, times: Sequence[int | None]) -> Tensor:
         """Noise levels [B] of timesteps in the variance-exploding scale; None is 0."""
@@ -193,12 +192,11 @@ class GuideSubject:
 
     def provenance(self, then: Mapping[str, str]) -> dict[str, str]:
         """What a checkpoint must agree on to be resumed here."""
-        recipe, known = self.recipe, then.get("image model")
-        same = known is not None and tells_weights(known) and same_model(known, model_identity(self.model))
+        recipe = self.recipe
         return {"trajectories": self.trajectories.name, "kind": recipe.kind, "batch size": str(recipe.batch_size),
                 "student steps": str(recipe.student_steps), "text model": self.codec.clip_name,
                 "start": "scratch" if self.warm is None else f"{self.warm.source} ({weights_name(self.warm.network)})",
-                "image model": known if same else model_identity(self.model)}
+                "image model": identity_as(self.model, then.get("image model"))}
 
     @torch.no_grad()
     def roll(self, g: float, real: bool = False) -> Tensor:
@@ -222,12 +220,12 @@ class GuideSubject:
         count = min(16, len(self.trajectories.plans))
         steps = len(self.trajectories.plans[0].times)
         chosen = [(number, (3 * number) % steps) for number in range(count)]
+        there = [index for index, (number, _) in enumerate(chosen) if self.trajectories.plans[number].prompt]
         for g in MEASURED_G:
             states = self.trajectories.states(chosen, torch.full((count,), g))
             x, t, scale = (part.to(self.base.device) for part in (states.x, states.t, states.g))
             predicted = self.predict(x, t, scale, states.text).float()
             parts = (states.conditional.to(x), states.unconditional.to(x))
-            there = [index for index, (number, _) in enumerate(chosen) if self.trajectories.plans[number].prompt]
             found[f"FGU {g:g}"] = float(unexplained(predicted, *parts, scale)[there].median())
         return found
 

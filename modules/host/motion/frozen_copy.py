@@ -17,7 +17,7 @@ from ...data.encoded import Text
 from ...motion.module import MotionModule
 from ...motion.total_loss import Features
 from ..attention import attend
-from ..weights import copy_unet
+from ..weights import frozen_unet, size_vector
 from .apply import MotionRun, motion_options, splice
 from .splice import MotionSlot, pooled_groupnorm
 
@@ -42,13 +42,8 @@ class FrozenCopy:
         self.device = comfy.model_management.get_torch_device()
         self.base = model.model         # asked for its latent factor and its size embedding
         self.run = MotionRun(frames=frames)
-        self.unet = copy_unet(model)
+        self.unet = frozen_unet(model, low_precision)
         with torch.inference_mode(False):
-            if low_precision:
-                for parameter in self.unet.parameters():
-                    if parameter.ndim > 1:
-                        parameter.data = parameter.data.bfloat16()
-            self.unet.to(self.device)
             self.module = module.to(self.device)
         if module.config.groupnorm == "pooled":
             self.pooled = ExitStack()       # held as long as the copy: a recomputation needs these norms too
@@ -64,8 +59,7 @@ class FrozenCopy:
         frame_indices [F]: of these frames in their clips, None = the first F.
         """
         frames = x.shape[1]
-        y = self.base.encode_adm(pooled_output=text.pooled, device=x.device, height=8 * x.shape[-2],
-                                 width=8 * x.shape[-1], prompt_type="positive")
+        y = size_vector(self.base, text.pooled, *x.shape[-2:])
         run = replace(self.run, frames=frames, frame_indices=frame_indices)
         options = motion_options(run) | {"optimized_attention_override": attend}
         times = t.float().repeat_interleave(frames)                             # [(b f)]

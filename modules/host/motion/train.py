@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from ...data.clips import ClipSource
 from ...data.encoded import ClipBatch, EncodedClips
-from ...files.provenance import same_model, tells_weights
 from ...motion.module import MotionConfig, MotionModule, fresh_motion_module
 from ...motion.recipe import FRESH_SCHEDULE, MotionRecipe
 from ...motion.smoothness import check_videos, unit_length
@@ -25,7 +24,7 @@ from ...training.updates import Loss
 from ..codec import HostCodec, digest_of, outside_inference
 from ..files import cache_folder
 from ..noise_levels import noise_levels
-from ..weights import check_trainable, model_identity
+from ..weights import check_trainable, identity_as
 from .apply import FAMILIES, LoadedMotion, check_family, hold_motion
 from .frozen_copy import FrozenCopy
 from .schedule import AUTO, with_schedule
@@ -139,14 +138,11 @@ class MotionSubject:
                 "mapping network": str(self.config.mapping_width), "frame tokens": str(self.config.frame_tokens),
                 "TRS": f"{recipe.trs} from step {recipe.trs_from}", "DC": str(recipe.dc),
                 "LoRA rank": str(recipe.lora_rank),
-                "image model": known if self.is_image_model(known) else model_identity(self.model)} | contrast
+                "image model": known if known in self.older_names() else identity_as(self.model, known)} | contrast
 
-    def is_image_model(self, known: str | None) -> bool:
-        """Whether a checkpoint's name of the image model is of this one: the weights in any precision, or, in files
-        from before, the first rows of the frozen copy."""
-        if known is None or not tells_weights(known):
-            return known is not None and known == name_of_weights(self.predict.unet)
-        return same_model(known, model_identity(self.model))
+    def older_names(self) -> list[str]:
+        """Of the image model in checkpoints from before: the first rows of the frozen copy."""
+        return [name_of_weights(self.predict.unet)]
 
     def sample(self) -> Tensor:
         """A clip of the averaged weights, the same noise every time. Returns [F, H, W, 3] in 0..1."""
