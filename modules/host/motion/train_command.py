@@ -10,7 +10,6 @@ from ...demo.clips import SpriteClips
 from ...demo.world import MOTIONS
 from ...motion.recipe import MotionRecipe
 from ...training import recipe_options
-from ...training.processes import launch_settings
 
 SPRITES = "sprite-world"
 SPRITE_CLIPS = 512
@@ -38,15 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--checkpoint", required=True, metavar="FILE",
                        help=f"image model: a checkpoint with VAE and CLIP, or {SPRITES}")
     model.add_argument("--warm-start", metavar="FILE", help="motion module of any family to start from")
-    model.add_argument("--out", required=True, type=Path, metavar="FILE", help="motion module to write")
-    model.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
-                       help="go on from OUT's checkpoint if there is one")
-
-    recipe_options.add_recipe(parser.add_argument_group("training"), MotionRecipe, RENAMED)
-    try:
-        parser.set_defaults(**launch_settings())
-    except ValueError as error:
-        parser.error(str(error))
+    recipe_options.add_training(parser, MotionRecipe, "motion module", RENAMED)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -57,10 +48,8 @@ def main(args: argparse.Namespace) -> int:
 
 def clips_of(args: argparse.Namespace) -> ClipSource:
     """The source that the options name. Raises ClipFolderError, ValueError."""
-    width, _, height = args.size.lower().partition("x")
-    if not (width.isdigit() and height.isdigit()):
-        raise ValueError(f"--size is {args.size!r}; expected WIDTHxHEIGHT, e.g. 256x256.")
-    settings = ClipSettings(args.frames, args.fps, int(width), int(height), args.stride, args.max_clips,
+    width, height = recipe_options.size_of(args.size, ClipSettings().size)
+    settings = ClipSettings(args.frames, args.fps, width, height, args.stride, args.max_clips,
                             args.mirror, args.keep_still)
     if args.data == SPRITES:
         motions = tuple(args.motions.split(",")) if args.motions else MOTIONS
@@ -77,9 +66,8 @@ def recipe_of(args: argparse.Namespace) -> MotionRecipe:
 
 def _train(args: argparse.Namespace) -> None:
     from ...motion.files import write_motion_file
-    from ...training.driver import Driver
     from .. import image_model
-    from ..train_command import processes, train
+    from ..train_command import processes, train_to_file
     from .files import load_motion_file
     from .train import MotionSubject
     recipe, clips, together = recipe_of(args), clips_of(args), processes()
@@ -90,9 +78,5 @@ def _train(args: argparse.Namespace) -> None:
     beside = args.out.with_suffix("")
     subject = MotionSubject(model, vae, clip, clips, recipe, warm,
                             args.cache or beside.with_name(f"{beside.name}_clips"))
-    training = Driver(subject, args.out.with_suffix(".training.safetensors"), args.resume, together)
-    train(training, beside, together.is_first)
-    if together.is_first:
-        loaded = training.result()
-        write_motion_file(args.out, loaded.module, loaded.metadata)
-        print(f"written: {args.out}")
+    train_to_file(subject, args.out, args.resume, together,
+                  lambda loaded: write_motion_file(args.out, loaded.module, loaded.metadata))
