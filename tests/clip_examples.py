@@ -48,3 +48,14 @@ def write_video(path, frames, fps=25, codec="libx264", times=None, aspect=None, 
                 picture.pts, picture.time_base = times[index], Fraction(1, 1000)
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
+
+
+def captions(clips) -> dict[str, str]:
+    return {clip.path.name: clip.caption for clip in clips.clips}
+
+
+def save_pictures(folder, frames, name="frame_{}.png"):
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, frame in enumerate(frames):
+        picture = frame if isinstance(frame, Image.Image) else Image.fromarray(frame)
+        picture.save(folder / name.format(index))

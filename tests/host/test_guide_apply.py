@@ -17,11 +17,6 @@ from frozen_diffusion.modules.seeding import stream
 from testhost.models import CONTEXT, conditioning
 
 
-@pytest.fixture(scope="module")
-def base(tiny_sd15):
-    return tiny_sd15()
-
-
 class Calls:
     """Rows of every call of the U-Net, and the control that it got."""
 

@@ -13,11 +13,6 @@ from frozen_diffusion.modules.host.guide.files import list_guides
 from testhost.models import conditioning
 
 
-@pytest.fixture(scope="module")
-def base(tiny_sd15):
-    return tiny_sd15()
-
-
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
     """The host's folders for this test alone."""
