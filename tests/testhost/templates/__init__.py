@@ -27,10 +27,10 @@ CHAPTERS = {
 }
 REPORTS = {         # the output of each node that is a report in words, or the path of a file that was written
     "FrozenBasisReport": 1, "FrozenCalibrateTimesteps": 3, "FrozenClipDataset": 1, "FrozenClipReport": 1,
-    "FrozenComputeLatentBasis": 2, "FrozenEditAlongBasis": 1, "FrozenGuideReport": 1,
-    "FrozenInvertDDIM": 4, "FrozenLoadMotionModule": 1,
-    "FrozenPromptDirection": 1, "FrozenSaveBasis": 0, "FrozenSaveGuideModel": 0, "FrozenSaveHTrace": 0, "FrozenSaveMotionModule": 0,
-    "FrozenTransportBasis": 2}
+    "FrozenComputeLatentBasis": 2, "FrozenEditAlongBasis": 1, "FrozenGuideReport": 1, "FrozenInvertDDIM": 4,
+    "FrozenLoadGuideModel": 1, "FrozenLoadMotionModule": 1, "FrozenPromptDirection": 1, "FrozenSaveBasis": 0,
+    "FrozenSaveGuideModel": 0, "FrozenSaveHTrace": 0, "FrozenSaveMotionModule": 0, "FrozenTransportBasis": 2}
+LOADERS = {"FrozenLoadGuideModel": "guide_file", "FrozenLoadMotionModule": "motion_file"}   # what they load
 TEMPLATES = {f"{number:02d}_{make.__name__}": make for chapter in CHAPTERS.values() for number, make in chapter.items()}
 
 
@@ -45,12 +45,13 @@ def named(ending: str) -> str:
 def reports(graph: Mapping[str, dict]) -> tuple[set[str], set[str]]:
     """The kinds of node of a graph whose report a person is meant to read, and those that have one shown as text.
 
-    What a motion file is matters where it is the user's own.
+    What a file is matters where it is the user's own.
     """
     wanted = {node["class_type"] for node in graph.values()} & REPORTS.keys()
-    if all(node["inputs"]["motion_file"].startswith("frozen-diffusion/") for node in graph.values()
-           if node["class_type"] == "FrozenLoadMotionModule"):
-        wanted.discard("FrozenLoadMotionModule")
+    for kind, file in LOADERS.items():
+        if all(node["inputs"][file].startswith("frozen-diffusion/") for node in graph.values()
+               if node["class_type"] == kind):
+            wanted.discard(kind)
     links = [node["inputs"]["source"] for node in graph.values() if node["class_type"] == "PreviewAny"]
     shown = {graph[key]["class_type"] for key, slot in links if REPORTS.get(graph[key]["class_type"]) == slot}
     return wanted, shown

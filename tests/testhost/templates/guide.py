@@ -4,6 +4,7 @@ from __future__ import annotations
 from .parts import CAPTIONS, Template, image_graph, node, text_of, video_graph
 
 PROMPT = "a large fox in the middle of a blue dotted background"
+GUIDED = {"guided": "Apply Guide Model"}        # its name with the words that a search finds is wider than a node
 SHIPPED = "frozen-diffusion/sprite_guide.safetensors"
 OWN = ("\n\n**With your own SD1.5 checkpoint:** there is no guide for it in the pack; train one with *Train Guide "
        "Model* (template *28_train_guide_model*), from your checkpoint and a list of prompts.")
@@ -52,8 +53,8 @@ def guidance_in_one_pass() -> Template:
         "positive", "save",
         ("*sprite_web* makes sprite world follow prompts badly, as a model of badly captioned pictures does: there one "
          "sees what guidance is for. The guide was never trained on it." + OWN, "### Captions" + CAPTIONS),
-        {"sampler": "KSampler: no guidance", "guided sampler": "KSampler: guide, one pass",
-         "real sampler": "KSampler: real CFG, two passes", "web": "Load LoRA (badly captioned)"},
+        {"sampler": "KSampler: no guidance", "guided sampler": "KSampler: guide, 1 pass",
+         "real sampler": "KSampler: real CFG, 2 passes", "web": "Load LoRA (badly captioned)"} | GUIDED,
         thumbnail=[("no guidance, one pass, real CFG", "save")])
 
 
@@ -81,7 +82,7 @@ def guide_report() -> Template:
           {"5 Result": ["decode", "save", "plot", "report report"]}]],
         "lora", "save", ("The report compares the time of a step with that of real CFG, measured in the same "
                          "run." + OWN,),
-        {"lora": "Load LoRA"}, thumbnail=[("on a style LoRA", "save"), ("what the guide adds", "plot")])
+        {"lora": "Load LoRA"} | GUIDED, thumbnail=[("on a style LoRA", "save"), ("what the guide adds", "plot")])
 
 
 def eight_steps() -> Template:
@@ -104,7 +105,7 @@ def eight_steps() -> Template:
            "4 Sampling": ["noise", "euler", "sigmas", "guider", "sampler", "decode"]}, {"5 Result": ["save"]}]],
         "positive", "save",
         ("A guide of stage 2 is for its own noise levels: *Stage-2 Sigmas* and sampler euler. For other numbers of "
-         "steps take one of stage 1." + OWN, "### Captions" + CAPTIONS),
+         "steps take one of stage 1." + OWN, "### Captions" + CAPTIONS), GUIDED,
         thumbnail=[("", "save 0", "save 1"), ("", "save 2", "save 3")])
 
 
@@ -120,7 +121,7 @@ def guide_with_motion() -> Template:
           {"5 Result": ["sheet", "video", "save"]}]],
         "positive", "save", ("Every frame is guided by itself, which may add flicker; *Mitigating Gradient* lessens "
                              "it." + OWN,
-                             "### Captions" + CAPTIONS))
+                             "### Captions" + CAPTIONS), GUIDED)
 
 
 def train_guide_model() -> Template:
