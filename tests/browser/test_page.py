@@ -69,7 +69,7 @@ def test_template_opens_whole(name, page, server):
     page.close_dialogs()
     assert page.missing() == [] and page.faults == []
     assert known_inputs(page.prompt(), server.object_info()) == api_graph(workflow, server.object_info())
-    assert page.seen([len(numbers) + 1, numbers[source.main], numbers[source.result]]) == [True] * 3
+    assert page.seen([len(numbers) + 1, numbers[source.main], numbers[source.result]], patience=100) == [True] * 3
     assert reports(source.graph)[0] <= page.reported()
     if version_of(find_comfyui()) == DEVELOPMENT:           # elsewhere core nodes have other sizes
         assert page.layout() == {str(node["id"]): pytest.approx(node["size"], abs=1) for node in workflow["nodes"]}
