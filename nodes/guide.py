@@ -64,9 +64,12 @@ class FrozenApplyGuideModel(io.ComfyNode):
                 io.Combo.Input("schedule", options=list(SCHEDULES), default=CONSTANT,
                                tooltip="Of the scale over the steps. cosine: falls from cfg to 1 (off) at the end."),
                 io.Combo.Input("mode", options=list(MODES), default=ONE_PASS,
-                               tooltip="one pass: the negative prompt is not read. hybrid: the sampler's cfg is real "
-                                       "CFG beside the guide, with the negative prompt, at two passes a step; try cfg "
-                                       "1.5."),
+                               tooltip="one pass: only a negative-aware guide reads the negative prompt. hybrid: the "
+                                       "sampler's cfg is real CFG beside the guide, with the negative prompt, at two "
+                                       "passes a step; try cfg 1.5."),
+                io.String.Input("scales", default="",
+                                tooltip="Scales of the pictures of a batch, one each, e.g. 2, 5, 8, in place of "
+                                        "guidance; of a video, of its frames. Empty: the same for all."),
                 io.Boolean.Input("extrapolate", default=False,
                                  tooltip="Let cfg go beyond the scales that the guide was trained on."),
                 io.Boolean.Input("allow_distilled", default=False,
@@ -77,9 +80,10 @@ class FrozenApplyGuideModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, guide_model, guidance: float, strength: float, start_percent: float, end_percent: float,
-                schedule: str, mode: str, extrapolate: bool, allow_distilled: bool) -> io.NodeOutput:
-        from ..modules.host.guide.apply import GuideSettings, apply_guide
-        settings = GuideSettings(guidance, strength, (start_percent, end_percent), schedule, mode, extrapolate)
+                schedule: str, mode: str, scales: str, extrapolate: bool, allow_distilled: bool) -> io.NodeOutput:
+        from ..modules.host.guide.apply import GuideSettings, apply_guide, scales_of
+        settings = GuideSettings(guidance, strength, (start_percent, end_percent), schedule, mode, extrapolate,
+                                 scales_of(scales))
         return io.NodeOutput(apply_guide(model, guide_model, settings, allow_distilled))
 
 

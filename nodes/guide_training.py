@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..modules.guide.recipe import KINDS, GuideRecipe
+from ..modules.guide.recipe import KINDS, WEIGHTINGS, GuideRecipe
 from .guide import GuideModel
 from .training_options import Options
 
@@ -32,9 +32,19 @@ class FrozenTrainGuideModel(io.ComfyNode):
                 io.String.Input("prompts", multiline=True, default="",
                                 tooltip="One prompt a line; a few hundred different ones teach a guide best. A path "
                                         "of a .txt file in the input folder is read as such a list."),
+                io.String.Input("negatives", multiline=True, default="",
+                                tooltip="Negative prompts, one a line, or a .txt file: phrases about a part of the "
+                                        "picture, such as a background. With some the guide will read the negative "
+                                        "prompt; without, it guides away from the empty one."),
+                io.String.Input("pictures", default="",
+                                tooltip="A folder of pictures or shards, whose noised pictures are learned from too: "
+                                        "for image to image. Empty: none are needed."),
                 io.Combo.Input("kind", options=list(KINDS), default=recipe.kind,
                                tooltip="tiny: about 1 % of the base, half the time of CFG. full: a copy of the base's "
                                        "encoder, closer to CFG, about two thirds of its time."),
+                io.Boolean.Input("fed", default=recipe.fed,
+                                 tooltip="Of a tiny guide: let it read what the base's encoder has found, which guides "
+                                         "better. A guide that is trained further keeps what it has."),
                 io.Int.Input("steps", default=recipe.steps, min=2, max=1000000, tooltip="Training steps."),
                 io.Float.Input("learning_rate", default=recipe.learning_rate, min=1e-7, max=1.0, step=1e-6,
                                tooltip="4e-3 for the tiny guide of a small base, 1e-4 for SD1.5's; full: 2e-5 to "
@@ -48,6 +58,9 @@ class FrozenTrainGuideModel(io.ComfyNode):
                              tooltip="Samplings with real CFG that are learned from, once; they are kept on disk."),
                 io.Int.Input("trajectory_steps", default=recipe.trajectory_steps, min=2, max=100,
                              tooltip="States of each."),
+                io.Combo.Input("weighting", options=list(WEIGHTINGS), default=recipe.weighting,
+                               tooltip="Of the error at different cfg in stage 1. even: as it is, so that high ones "
+                                       "count most. by scale: all count alike."),
                 io.Int.Input("width", default=512, min=64, max=2048, step=64, tooltip="Pixels, of what is sampled."),
                 io.Int.Input("height", default=512, min=64, max=2048, step=64, tooltip="Pixels, of what is sampled."),
                 io.Int.Input("student_steps", default=recipe.student_steps, min=0, max=64,
@@ -75,8 +88,8 @@ class FrozenTrainGuideModel(io.ComfyNode):
             hidden=[io.Hidden.unique_id])
 
     @classmethod
-    def execute(cls, model, vae, clip, prompts: str, width: int, height: int, checkpoint: str, resume: bool,
-                guide_model=None, options=None, **recipe) -> io.NodeOutput:
+    def execute(cls, model, vae, clip, prompts: str, negatives: str, pictures: str, width: int, height: int,
+                checkpoint: str, resume: bool, guide_model=None, options=None, **recipe) -> io.NodeOutput:
         from ..modules.guide.report import training_plot
         from ..modules.host.files import checkpoint_path
         from ..modules.host.guide.prompts import prompts_of
@@ -85,7 +98,8 @@ class FrozenTrainGuideModel(io.ComfyNode):
         from ..modules.pictures.frame_sheet import frame_sheet
         from ..modules.training.driver import Driver
         recipe = GuideRecipe(**recipe) if options is None else options.over(GuideRecipe(**recipe))
-        subject = GuideSubject(model, vae, clip, prompts_of(prompts), recipe, (width, height), guide_model)
+        subject = GuideSubject(model, vae, clip, prompts_of(prompts), recipe, (width, height), guide_model,
+                               negatives=prompts_of(negatives), pictures=pictures.strip() or None)
         training = Driver(subject, checkpoint_path(checkpoint, "guide_training"), resume)
         pictures = train_in_node(training, cls.hidden.unique_id)
         return io.NodeOutput(training.result(), {"loss": training.losses}, frame_sheet(pictures, HELD_OUT),

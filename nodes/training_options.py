@@ -24,8 +24,9 @@ class FrozenTrainingOptions(io.ComfyNode):
                                tooltip="Of the learning rate. cosine: falls along half a cosine to 0 at the end."),
                 io.Int.Input("warmup", default=default.warmup, min=0, max=100000,
                              tooltip="Steps in which the learning rate rises from 0."),
-                io.Combo.Input("optimizer", options=["adamw", "muon"], default=default.optimizer,
-                               tooltip="muon makes more of few steps; it wants torch 2.9 or newer."),
+                io.Combo.Input("optimizer", options=["adamw", "muon", "muon-conv"], default=default.optimizer,
+                               tooltip="muon makes more of few steps; it wants torch 2.9 or newer. muon-conv: for "
+                                       "convolutions too, as guides have."),
                 io.Float.Input("weight_decay", default=default.weight_decay, min=0.0, max=1.0, step=0.001, round=0.0001,
                                tooltip="Pull of the weights towards 0, times the learning rate, each step."),
                 io.Float.Input("grad_clip", default=default.grad_clip, min=0.0, max=100.0, step=0.1,

@@ -12,4 +12,5 @@ def guide_for(model, seed=1, std=0.3, **changes):
     unet = model.model.model_config.unet_config
     shape = shape_of(unet, widths=[8] * len(unet["channel_mult"]), embedding=16)
     config = GuideConfig(**{"kind": "tiny", "family": "sd15", "prediction": "eps", "shape": shape, **changes})
-    return hold_guide(config, fresh_guide(shape, seed, output_std=std).state_dict(), "random.safetensors")
+    network = fresh_guide(shape, seed, output_std=std, fed=config.fed)
+    return hold_guide(config, network.state_dict(), "random.safetensors")

@@ -1,21 +1,29 @@
-"""The guide models of sprite world: stage 1, and stage 2 for eight and four steps (guide_model.md 10)."""
+"""The guide models of sprite world: stage 1, stage 2 for eight and for four steps, one that reads the negative prompt,
+and a full guide for comparison (guide_model.md 10).
+"""
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from ..demo.world import caption, random_scene
-from ..guide.files import to_metadata
-from ..guide.recipe import GuideRecipe
+from ..demo.world import COLOURS, SPRITES, TEXTURE_WORDS, caption, random_scene
+from ..guide.files import FULL, to_metadata, write_guide
+from ..guide.recipe import BY_SCALE, GuideRecipe
 from ..training.driver import Driver
 from .parts import follow, publish
 
 PROMPTS, SIDE = 648, 128
-STAGE_1 = GuideRecipe(steps=3000, learning_rate=4e-3, batch_size=8, trajectories=640, ema=0.99, checkpoint_every=100)
-STAGE_2 = GuideRecipe(steps=700, learning_rate=1e-3, batch_size=8, trajectories=320, ema=0.99, checkpoint_every=100,
+STAGE_1 = GuideRecipe(steps=9000, learning_rate=1.2e-2, batch_size=4, trajectories=640, fed=True, weighting=BY_SCALE,
+                      optimizer="muon-conv", ema=0.999, checkpoint_every=200)
+STAGE_2 = GuideRecipe(steps=1500, learning_rate=1e-3, batch_size=4, trajectories=320, ema=0.99, checkpoint_every=100,
                       student_steps=8)
+NEGATIVE = replace(STAGE_1, steps=2500, learning_rate=1.5e-3, trajectories=320, ema=0.99)
+WHOLE_GUIDE = GuideRecipe(steps=1500, learning_rate=1e-3, batch_size=4, kind=FULL, trajectories=640, weighting=BY_SCALE,
+                   ema=0.99, checkpoint_every=100)
 
 
 def prompts() -> list[str]:
@@ -24,12 +32,30 @@ def prompts() -> list[str]:
     return [caption(random_scene(rng)) for _ in range(PROMPTS)]
 
 
-def trained(name: str, recipe: GuideRecipe, runs: Path, warm=None):
+def open_prompts() -> list[str]:
+    """Captions, every second one of which leaves the background's texture to the negative prompt."""
+    rng = random.Random(6)
+    scenes = [random_scene(rng) for _ in range(PROMPTS)]
+    return [without_texture(scene) if number % 2 else caption(scene) for number, scene in enumerate(scenes)]
+
+
+def without_texture(scene) -> str:
+    """A caption that says nothing of the background's texture."""
+    return caption(scene).replace(f" {TEXTURE_WORDS[scene.texture][0]} background", " background")
+
+
+def negatives() -> list[str]:
+    """What pictures can be guided away from: phrases of a part, for whole captions break the picture."""
+    words = [word for forms in TEXTURE_WORDS.values() for word in forms]
+    return [f"a {word} background" for word in (*words, *COLOURS)] + [f"a {sprite}" for sprite in SPRITES]
+
+
+def trained(name: str, recipe: GuideRecipe, runs: Path, words: Sequence[str], **more):
     """(subject, what it made, hours) of a training on the shipped base; it resumes from runs/NAME.safetensors."""
     from ..host.demo import load_sprite_world
     from ..host.guide.train import GuideSubject
     model, clip, vae = load_sprite_world()[:3]
-    subject = GuideSubject(model, vae, clip, prompts(), recipe, (SIDE, SIDE), warm, runs / "guide_trajectories")
+    subject = GuideSubject(model, vae, clip, words, recipe, (SIDE, SIDE), cache=runs / "guide_trajectories", **more)
     driver = Driver(subject, runs / f"{name}.safetensors")
     with torch.inference_mode():
         for done, total in driver.encode():
@@ -41,26 +67,52 @@ def trained(name: str, recipe: GuideRecipe, runs: Path, warm=None):
         return subject, driver.result(), hours
 
 
-def published(name: str, recipe: GuideRecipe, what: str, part: str, runs: Path, warm=None) -> Path:
+def published(name: str, recipe: GuideRecipe, what: str, part: str, runs: Path, words: Sequence[str] = (),
+              **more) -> Path:
     """Train a guide and write it with its card."""
-    subject, made, hours = trained(name, recipe, runs, warm)
+    subject, made, hours = trained(name, recipe, runs, words or prompts(), **more)
     figures = {key.replace("FGU", "guidance unexplained at g ="): value for key, value in subject.measured.items()}
     figures["distance to real guidance, of none, on held-out prompts"] = figures.pop("ratio")
-    return publish(f"guides/{name}", made.network.state_dict(), what, f"python -m frozen_diffusion.cli demo-train "
-                                                                      f"{part}",
-                   recipe.settings(), hours, figures, {**made.metadata, **to_metadata(made.config)})
+    return publish(f"guides/{name}", made.network.state_dict(), what,
+                   f"python -m frozen_diffusion.cli demo-train {part}", recipe.settings(), hours, figures,
+                   {**made.metadata, **to_metadata(made.config)})
+
+
+def shipped(name: str):
+    """A guide of the pack to start from."""
+    from ..host.guide.files import SHIPPED, find_guide, load_guide
+    return load_guide(find_guide(f"{SHIPPED}{name}.safetensors"))
 
 
 def train_guide(runs: Path) -> Path:
     """Stage 1: any sampler and number of steps."""
     return published("sprite_guide", STAGE_1, "Guide model of sprite world: guidance in one pass. A reconstruction; "
-                                              "see "
-                     "the README.", "guide", runs)
+                     "see the README.", "guide", runs)
 
 
 def train_guide_8(runs: Path) -> Path:
     """Stage 2: the shipped guide learns to sample in eight steps."""
-    from ..host.guide.files import find_guide, load_guide
-    first = load_guide(find_guide("frozen-diffusion/sprite_guide.safetensors"))
     return published("sprite_guide_8", STAGE_2, "Guide model of sprite world for eight steps (stage 2). Use it with "
-                     "Stage-2 Sigmas and euler.", "guide-8", runs, first)
+                     "Stage-2 Sigmas and euler.", "guide-8", runs, warm=shipped("sprite_guide"))
+
+
+def train_guide_4(runs: Path) -> Path:
+    """Stage 2 once more: eight steps become four."""
+    return published("sprite_guide_4", replace(STAGE_2, student_steps=4), "Guide model of sprite world for four steps "
+                     "(stage 2, twice). Use it with Stage-2 Sigmas and euler.", "guide-4", runs,
+                     warm=shipped("sprite_guide_8"))
+
+
+def train_guide_negative(runs: Path) -> Path:
+    """The shipped guide learns to read the negative prompt."""
+    return published("sprite_guide_negative", NEGATIVE, "Negative-aware guide model of sprite world: guidance away "
+                     "from a negative prompt in one pass.", "guide-negative", runs, open_prompts(),
+                     warm=shipped("sprite_guide"), negatives=negatives())
+
+
+def train_guide_full(runs: Path) -> Path:
+    """A full guide, for comparison; it stays in `runs`, for it is 4 M parameters."""
+    _, made, _ = trained("sprite_guide_full_run", WHOLE_GUIDE, runs, prompts())
+    path = runs / "sprite_guide_full.safetensors"
+    write_guide(path, made.config, made.network.state_dict(), made.metadata)
+    return path

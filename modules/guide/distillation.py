@@ -42,6 +42,11 @@ def step_weight(sigma: Tensor, limit: float = WEIGHT_LIMIT) -> Tensor:
     return weight.clamp(max=limit) if limit else weight
 
 
+def scale_weight(g: Tensor) -> Tensor:
+    """The weight of stage 1's squared error at scales g [B], which grows as (g - 1)^2 by itself (2.5)."""
+    return 1 / ((g - 1).square() + 1)
+
+
 def stratified(count: int, generator: torch.Generator) -> Tensor:
     """[count] numbers in 0..1, one in each of as many equal parts, in random order."""
     numbers = (torch.arange(count) + torch.rand(count, generator=generator)) / count

@@ -17,6 +17,7 @@ from .shape import GuideShape
 FORMAT, VERSION = "frozen_diffusion.guide", "1"
 G_CONVENTION = "1=off"          # eps_u + g (eps_c - eps_u); others count g - 1
 TINY, FULL = "tiny", "full"
+MARKS = 16                      # numbers by which a text is known again
 
 
 class GuideFileError(ValueError):
@@ -37,6 +38,9 @@ class GuideConfig:
         sigmas: noise levels that a guide of stage 2 is for, the last one 0; () = any.
         base: identity of the weights that it was trained on.
         unet: settings of the base's U-Net, of a full guide.
+        fed: whether a tiny guide reads the base's features.
+        negative_aware: whether it guides away from a negative prompt that it reads, not from the empty one.
+        empty_text: `marks_of_text` of the empty prompt, by which it is known again; () = unknown.
     """
     kind: str
     family: str
@@ -48,11 +52,20 @@ class GuideConfig:
     sigmas: tuple[float, ...] = ()
     base: str = ""
     unet: Mapping[str, Any] | None = None
+    fed: bool = False
+    negative_aware: bool = False
+    empty_text: tuple[float, ...] = ()
 
     @property
     def steps(self) -> int:
         """Steps that a guide of stage 2 is for, 0 = any."""
         return max(0, len(self.sigmas) - 1)
+
+
+def marks_of_text(text: Tensor) -> Tensor:
+    """A few numbers of an encoded text [B, L, D] -> [MARKS], by which it is told from others: of its second token."""
+    token = text[0, 1].float().cpu()
+    return token[::max(1, len(token) // MARKS)][:MARKS]
 
 
 def to_metadata(config: GuideConfig) -> dict[str, str]:
@@ -62,7 +75,9 @@ def to_metadata(config: GuideConfig) -> dict[str, str]:
             "g_convention": G_CONVENTION, "trained_resolution": str(config.resolution), "n_steps": str(config.steps),
             "sigmas": json.dumps(config.sigmas),
             "skip_channels": json.dumps([*config.shape.skips, config.shape.middle]),
-            "context_dim": str(config.shape.context_dim), "base_checkpoint_hash": config.base, "negative_aware": "0",
+            "context_dim": str(config.shape.context_dim), "base_checkpoint_hash": config.base,
+            "negative_aware": str(int(config.negative_aware)), "fed": str(int(config.fed)),
+            "empty_text": json.dumps([round(mark, 4) for mark in config.empty_text]),
             "shape": json.dumps(asdict(config.shape)), "unet": json.dumps(config.unet)}
 
 
@@ -85,6 +100,11 @@ def from_metadata(metadata: Mapping[str, str]) -> GuideConfig:
                                 ("unet", "unet", json.loads)):
             field = key
             values[name] = read(metadata[key])
+        for name in ("fed", "negative_aware"):
+            field = name
+            values[name] = bool(int(metadata.get(name, "0")))
+        field = "empty_text"
+        values[field] = tuple(map(float, json.loads(metadata.get(field, "[]"))))
         values["sigmas"] = tuple(map(float, values["sigmas"]))
         return GuideConfig(metadata["kind"], metadata["base_family"], metadata["prediction"],
                            base=metadata["base_checkpoint_hash"], **values)

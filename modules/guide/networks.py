@@ -7,7 +7,7 @@ Anchored (9.6): residuals are multiplied by (g - 1) / 4, so that g = 1 is exactl
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -97,6 +97,51 @@ class TextAttention(nn.Module):
         return x + rearrange(h, "b (y x) c -> b c y x", y=x.shape[2])
 
 
+class Walk:
+    """One pass of a guide, block by block, so that it can go along with the base's encoder.
+
+    Args:
+        factor: on the residuals.
+        outputs: of the skips, the middle's last.
+        skip: (number, h, the base's feature there) -> h behind that block.
+        middle: h -> h behind the middle.
+    """
+
+    def __init__(self, x: Tensor, factor: Tensor, outputs: Sequence[nn.Module],
+                 skip: Callable[[int, Tensor, Tensor | None], Tensor], middle: Callable[[Tensor], Tensor]):
+        self.h, self.factor, self.outputs, self.step, self.end = x, factor, outputs, skip, middle
+
+    def skip(self, number: int, feature: Tensor | None = None) -> Tensor:
+        """The residual of skip `number`; called once for each, in the encoder's order."""
+        self.h = self.step(number, self.h, feature)
+        return self.factor * self.outputs[number](self.h)
+
+    def middle(self) -> Tensor:
+        """The residual of the middle block, after those of all skips."""
+        return self.factor * self.outputs[-1](self.end(self.h))
+
+    def residuals(self, features: Sequence[Tensor] = ()) -> list[Tensor]:
+        """All of them [B, C_i, H_i, W_i]; a fed guide wants the base's features, which a pass without it gives."""
+        skips = range(len(self.outputs) - 1)
+        return [*(self.skip(number, features[number] if features else None) for number in skips), self.middle()]
+
+
+class Difference:
+    """A walk with the prompt less one with the negative prompt: what a negative-aware guide adds (9.2).
+
+    Of the same text twice it is exactly zero, as guidance is.
+    """
+
+    def __init__(self, prompt: Walk, negative: Walk):
+        self.prompt, self.negative = prompt, negative
+
+    def skip(self, number: int, feature: Tensor | None = None) -> Tensor:
+        return self.prompt.skip(number, feature) - self.negative.skip(number, feature)
+
+    def middle(self) -> Tensor:
+        return self.prompt.middle() - self.negative.middle()
+
+
 class Block(nn.Module):
     """A residual block, followed by the text where its level sees it."""
 
@@ -116,8 +161,7 @@ class TinyGuide(nn.Module):
 
     Args:
         shape: of the base and of the guide.
-        fed: whether the base's encoder features are read beside the guide's own. It needs more hooks and closes little
-            more of the gap (10), so it is a switch.
+        fed: whether the base's encoder features are read beside the guide's own (10).
     """
 
     def __init__(self, shape: GuideShape, fed: bool = False, operations=nn, **factory):
@@ -155,29 +199,39 @@ class TinyGuide(nn.Module):
         """Keys and values of a text [B, L, D] for every block that reads it: the same at every step of a run."""
         return [block.keys_and_values(context) for block in self.text_blocks()]
 
-    def forward(self, x: Tensor, t: Tensor, g: Tensor, text: Sequence[KeysAndValues], vector: Tensor | None = None,
-                features: Sequence[Tensor] = ()) -> list[Tensor]:
-        """x [B, 4, H, W] as the U-Net gets it, t and g [B], text of `read_text`.
-
-        Returns the residuals in the encoder's order, the middle's last, [B, C_i, H_i, W_i].
-        """
+    def walk(self, x: Tensor, t: Tensor, g: Tensor, text: Sequence[KeysAndValues],
+             vector: Tensor | None = None) -> Walk:
+        """x [B, 4, H, W] as the U-Net gets it, t and g [B], text of `read_text`, vector [B, vector_dim]."""
         dtype = x.dtype
         emb = self.time(sinusoids(t, self.shape.time_channels).to(dtype))
         emb = emb + self.scale(sinusoids(on_axis(g), self.shape.embedding).to(dtype))           # [B, embedding]
         if self.vector is not None:
             emb = emb + self.vector(vector.to(dtype))
-        words, factor, residuals, h = iter(text), anchor(g).to(dtype), [], x
-        for number, (block, output) in enumerate(zip(self.blocks, self.outputs, strict=False)):
-            if isinstance(block, Block):
-                h = block(h, emb, next(words) if block.text is not None else None)
-            else:
-                h = block(h)
-            if self.fed:
-                h = h + self.feeds[number](features[number])
-            residuals.append(factor * output(h))
-        for block in self.middle:
-            h = block(h, emb, next(words) if block.text is not None else None)
-        return [*residuals, factor * self.outputs[-1](h)]
+        words = iter(text)
+
+        def through(block: nn.Module, h: Tensor) -> Tensor:
+            if not isinstance(block, Block):
+                return block(h)
+            return block(h, emb, None if block.text is None else next(words))
+
+        def skip(number: int, h: Tensor, feature: Tensor | None) -> Tensor:
+            h = through(self.blocks[number], h)
+            if not self.fed:
+                return h
+            if feature.shape[2:] != h.shape[2:]:            # another node has changed the size inside of the U-Net
+                feature = F.interpolate(feature.float(), h.shape[2:], mode="bilinear", align_corners=False)
+            return h + self.feeds[number](feature.to(h.dtype))
+
+        def middle(h: Tensor) -> Tensor:
+            for block in self.middle:
+                h = through(block, h)
+            return h
+
+        return Walk(x, anchor(g).to(dtype), self.outputs, skip, middle)
+
+    def forward(self, *inputs, features: Sequence[Tensor] = ()) -> list[Tensor]:
+        """See `walk` and `Walk.residuals`."""
+        return self.walk(*inputs).residuals(features)
 
 
 def fresh_guide(shape: GuideShape, seed: int, output_std: float = OUTPUT_STD, **kind) -> TinyGuide:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from ..training.settings import TrainSettings
 
 KINDS = ("tiny", "full")
+EVEN, BY_SCALE = "even", "by scale"     # by scale: 1 / ((g - 1)^2 + 1), or high scales would have nearly all of it
+WEIGHTINGS = (EVEN, BY_SCALE)
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,9 @@ class GuideRecipe:
     trajectories: int = 640             # sampled with guidance, each from a prompt and noise of its own
     trajectory_steps: int = 16          # states of each
     empty_share: float = 0.1            # of trajectories without text, from which the guide learns to be silent
+    picture_share: float = 0.25         # of trajectories that are noised pictures, where pictures are given
+    fed: bool = False                   # a tiny guide reads the base's features too
+    weighting: str = EVEN               # of stage 1's states
     student_steps: int = 0              # stage 2: steps of the student; 0 = stage 1
     optimizer: str = "adamw"
     ema: float = 0.99
@@ -37,6 +42,8 @@ class GuideRecipe:
     def __post_init__(self):
         if self.kind not in KINDS:
             raise ValueError(f"kind is {' or '.join(KINDS)}; {self.kind!r} was given.")
+        if self.weighting not in WEIGHTINGS:
+            raise ValueError(f"weighting is one of {', '.join(WEIGHTINGS)}; {self.weighting!r} was given.")
         if not 1 <= self.g_min < self.g_max <= 30:
             raise ValueError(f"g_min and g_max bound the guidance scales, 1 <= g_min < g_max <= 30; {self.g_min} and "
                              f"{self.g_max} were given.")
@@ -45,7 +52,7 @@ class GuideRecipe:
                 raise ValueError(f"{name} must be at least 1; {getattr(self, name)} was given.")
         if self.trajectory_steps < 2:
             raise ValueError(f"trajectory_steps must be at least 2; {self.trajectory_steps} was given.")
-        for name in ("empty_share",):
+        for name in ("empty_share", "picture_share"):
             if not 0 <= (value := getattr(self, name)) <= 1:
                 raise ValueError(f"{name} is a fraction from 0 to 1; {value} was given.")
         if self.student_steps and self.student_steps < 2:

@@ -20,6 +20,7 @@ from .recipe import GuideRecipe
 
 Predictor = Callable[[Tensor, Tensor, Text], Tensor]            # (x_t [B, C, h, w], t [B], texts) -> eps or v
 AT_ONCE = 8                                                     # trajectories
+NEGATIVE_SHARE = 0.5                                            # of a negative-aware guide's; the others have ""
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class States:
         t: [B] timesteps.
         g: [B] scales to learn.
         text: of B prompts.
-        conditional, unconditional: what the base predicts with the text and without it.
+        conditional, unconditional: what the base predicts with the text, and without it or with the negative one.
+        negative: of B negative prompts, for a negative-aware guide.
     """
     x: Tensor
     t: Tensor
@@ -39,15 +41,37 @@ class States:
     text: Text
     conditional: Tensor
     unconditional: Tensor
+    negative: Text | None = None
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures whose noised latents are states too: names for the cache, captions, and latents [C, h, w] by number."""
+    names: Sequence[str]
+    captions: Sequence[str]
+    latents: Callable[[int], Tensor]
+
+
+NO_PICTURES = Pictures((), (), lambda number: torch.empty(0))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One trajectory: its prompt, its scale, its timesteps from high noise to low, its number."""
+    """One trajectory.
+
+    Attributes:
+        number: of all.
+        prompt, negative: its texts.
+        g: its scale.
+        times: its timesteps, from high noise to low.
+        picture: number of the picture whose noised latents take the place of a sampling, None for a sampling.
+    """
     number: int
     prompt: str
+    negative: str
     g: float
     times: tuple[int, ...]
+    picture: int | None = None
 
 
 def grid(steps: int, count: int = 1000) -> tuple[int, ...]:
@@ -64,16 +88,23 @@ def drawn_times(steps: int, seed: int, number: int, count: int = 1000) -> tuple[
     return (count - 1, *(min(count - 2, int(value * (count - 1))) for value in drawn.tolist()))
 
 
-def plans(prompts: Sequence[str], recipe: GuideRecipe) -> list[Plan]:
-    """The trajectories of a recipe. A share has no text; prompts are gone through again with other noise."""
+def plans(prompts: Sequence[str], recipe: GuideRecipe, negatives: Sequence[str] = (), pictures: Sequence[str] = ()
+          ) -> list[Plan]:
+    """The trajectories of a recipe. A share has no text; prompts are gone through again with other noise.
+
+    negatives: half of the trajectories have one of them. pictures: captions of pictures, of which a share is made.
+    """
     found = []
     for number in range(recipe.trajectories):
-        generator = stream("trajectory", recipe.seed, number)
-        empty, g = torch.rand(2, generator=generator).tolist()
-        prompt = "" if empty < recipe.empty_share else prompts[number % len(prompts)]
+        empty, g = torch.rand(2, generator=stream("trajectory", recipe.seed, number)).tolist()
+        other, which, noised, shown = torch.rand(4, generator=stream("kind", recipe.seed, number)).tolist()
+        picture = int(shown * len(pictures)) if pictures and noised < recipe.picture_share else None
+        prompt = prompts[number % len(prompts)] if picture is None else pictures[picture]
         times = (grid(2 * recipe.student_steps) if recipe.student_steps
                  else drawn_times(recipe.trajectory_steps, recipe.seed, number))
-        found.append(Plan(number, prompt, recipe.g_min + g * (recipe.g_max - recipe.g_min), times))
+        found.append(Plan(number, "" if empty < recipe.empty_share else prompt,
+                          negatives[int(which * len(negatives))] if negatives and other < NEGATIVE_SHARE else "",
+                          recipe.g_min + g * (recipe.g_max - recipe.g_min), times, picture))
     return found
 
 
@@ -84,18 +115,31 @@ class Trajectories:
         base: a name of the image model and what it predicts, for the cache.
         size: (channels, height, width) of the latents.
         text: gives the text model's output of a prompt.
+        negatives: prompts to be guided away from, for a negative-aware guide.
+        pictures: of which a share of the states are noised latents.
     """
 
     def __init__(self, prompts: Sequence[str], recipe: GuideRecipe, base: str, size: tuple[int, int, int],
-                 levels: NoiseLevels, text: Callable[[str], Text], cache: TensorCache):
+                 levels: NoiseLevels, text: Callable[[str], Text], cache: TensorCache, negatives: Sequence[str] = (),
+                 pictures: Pictures = NO_PICTURES):
         if not prompts:
             raise ValueError("There is no prompt to learn from. Write some into the text box, one a line; a few "
                              "hundred different ones teach a guide best.")
         self.recipe, self.size, self.levels, self.text, self.cache = recipe, size, levels, text, cache
-        self.plans = plans(prompts, recipe)
+        self.negatives, self.pictures = negatives, pictures
+        self.plans = plans(prompts, recipe, negatives, pictures.captions)
         self.texts: dict[str, Text] = {}
-        self.keys: list[Key] = [(base, plan.prompt, f"{plan.g:.6f}", *map(str, size), *map(str, plan.times),
-                                 str(recipe.seed), str(plan.number)) for plan in self.plans]
+        self.keys = [self.key(base, plan) for plan in self.plans]
+
+    def key(self, base: str, plan: Plan) -> Key:
+        """Of a trajectory in the cache."""
+        names = [base, plan.prompt, f"{plan.g:.6f}", *map(str, self.size), *map(str, plan.times),
+                 str(self.recipe.seed), str(plan.number)]
+        if plan.negative:
+            names.append(f"less {plan.negative}")
+        if plan.picture is not None:
+            names.append(self.pictures.names[plan.picture])
+        return tuple(names)
 
     @property
     def name(self) -> str:
@@ -121,16 +165,21 @@ class Trajectories:
 
     @torch.no_grad()
     def walk(self, chosen: Sequence[Plan], predict: Predictor, device: torch.device) -> list[dict[str, Tensor]]:
-        """Guided DDIM along each plan: x, conditional and unconditional [S, C, h, w] of each."""
+        """Guided DDIM along each plan, or its picture with noise: x and both predictions [S, C, h, w] of each."""
         noise = [torch.randn(self.size, generator=stream("noise", self.recipe.seed, plan.number)) for plan in chosen]
         x, g = torch.stack(noise).to(device), torch.tensor([plan.g for plan in chosen], device=device)
-        text = stack_texts([self.text_of("")] * len(chosen) + [self.text_of(plan.prompt) for plan in chosen])
+        text = stack_texts([self.text_of(plan.negative) for plan in chosen]
+                           + [self.text_of(plan.prompt) for plan in chosen])
         times = torch.tensor([plan.times for plan in chosen])                   # [B, S]
+        still = {row: (self.pictures.latents(plan.picture).to(device), noise[row].to(device))
+                 for row, plan in enumerate(chosen) if plan.picture is not None}
         kept = []
         for step in range(times.shape[1]):
             t = times[:, step].to(device)
+            for row, (x0, eps) in still.items():
+                x[row] = self.levels.add_noise(x0[None], eps[None], t[row:row + 1])[0]
             unconditional, conditional = predict(x.repeat(2, 1, 1, 1), t.repeat(2), text).float().chunk(2)
-            kept.append((x, conditional, unconditional))
+            kept.append((x.clone(), conditional, unconditional))
             if step + 1 < times.shape[1]:
                 x0, eps = self.levels.split(x, guided(conditional, unconditional, g), t)
                 x = self.levels.add_noise(x0, eps, times[:, step + 1].to(device))
@@ -161,4 +210,6 @@ class Trajectories:
                  for name in ("x", "conditional", "unconditional")}
         times = torch.tensor([self.plans[number].times[step] for number, step in chosen])
         text = stack_texts([self.text_of(self.plans[number].prompt) for number, _ in chosen])
-        return States(parts["x"], times, g, text, parts["conditional"], parts["unconditional"])
+        negative = (stack_texts([self.text_of(self.plans[number].negative) for number, _ in chosen])
+                    if self.negatives else None)
+        return States(parts["x"], times, g, text, parts["conditional"], parts["unconditional"], negative)

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Kind = Literal["adamw", "muon"]
+Kind = Literal["adamw", "muon", "muon-conv"]      # muon-conv: the kernels of convolutions are matrices too
 
 
 class Optimizer:
@@ -15,7 +15,8 @@ class Optimizer:
 
     Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) moves all directions of a matrix equally far, scaled
     so that the learning rates of AdamW fit (Liu et al. 2025, arXiv 2502.16982). It makes more of each of the few steps
-    that a small training has. Raises ValueError where torch has none.
+    that a small training has. With "muon-conv" a kernel counts as a matrix of outputs by inputs, rows and columns.
+    Raises ValueError where torch has no Muon.
     """
 
     def __init__(self, kind: Kind, weights: Mapping[str, nn.Parameter], scale: Callable[[str], float],
@@ -24,19 +25,26 @@ class Optimizer:
         def factors(name: str) -> tuple[float, float]:
             return scale(name), decay_scale(name)
 
-        matrices = {name for name, weight in weights.items() if kind == "muon" and weight.ndim == 2}
+        matrices = {name for name, weight in weights.items()
+                    if kind != "adamw" and (weight.ndim == 2 or kind == "muon-conv" and weight.ndim > 2)}
+        # Torch's Muon takes matrices alone: of a kernel, a view on the same memory.
+        self.kernels = {name: (weights[name], nn.Parameter(weights[name].detach().flatten(1)))
+                        for name in matrices if weights[name].ndim > 2}
+        flat = {name: self.kernels[name][1] if name in self.kernels else weight for name, weight in weights.items()}
         self.parts: list[tuple[list[str], torch.optim.Optimizer]] = []
         for names in (sorted(weights.keys() - matrices), sorted(matrices)):
             if not names:
                 continue
             names.sort(key=factors)
-            groups = [{"params": [weights[name] for name in names if factors(name) == pair], "scale": pair[0],
+            groups = [{"params": [flat[name] for name in names if factors(name) == pair], "scale": pair[0],
                        "weight_decay": weight_decay * pair[1]} for pair in sorted({factors(name) for name in names})]
             self.parts.append((names, _muon(groups, weight_decay) if names[0] in matrices
                                else _adamw(groups, betas, weight_decay)))
 
     def step(self, rate: float) -> None:
         """Change the weights by their gradients, and let go of these."""
+        for kernel, matrix in self.kernels.values():
+            matrix.grad = None if kernel.grad is None else kernel.grad.flatten(1)
         for _, optimizer in self.parts:
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["scale"]
@@ -46,6 +54,8 @@ class Optimizer:
     def zero_grad(self) -> None:
         for _, optimizer in self.parts:
             optimizer.zero_grad(set_to_none=True)
+        for kernel, _ in self.kernels.values():
+            kernel.grad = None
 
     def state(self) -> dict[str, Tensor]:
         """All that it remembers: "weight's name/what": tensor."""

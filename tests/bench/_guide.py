@@ -48,14 +48,14 @@ def with_lora(model, name: str, strength: float):
 
 @torch.inference_mode()
 def latents(world: World, model, asked: Sequence[Scene], cfg: float, steps: int = STEPS, negative: str = "",
-            sigmas: Tensor | None = None) -> Tensor:
-    """Latents [N, 4, 16, 16] of the scenes, the same noise for every way of sampling."""
+            sigmas: Tensor | None = None, words: Sequence[str] = ()) -> Tensor:
+    """Latents [N, 4, 16, 16] of the scenes, or of `words` for them, the same noise for every way of sampling."""
     parts = []
     for start in range(0, len(asked), BATCH):
-        words = [caption(scene) for scene in asked[start:start + BATCH]]
-        empty = torch.zeros(len(words), 4, 16, 16, device=comfy.model_management.intermediate_device())
+        said = list(words[start:start + BATCH]) or [caption(scene) for scene in asked[start:start + BATCH]]
+        empty = torch.zeros(len(said), 4, 16, 16, device=comfy.model_management.intermediate_device())
         noise = comfy.sample.prepare_noise(empty, SEED + start)
-        conds = condition(world.clip, words), condition(world.clip, [negative])
+        conds = condition(world.clip, said), condition(world.clip, [negative])
         if sigmas is None:
             parts.append(comfy.sample.sample(model, noise, steps, cfg, SAMPLER, SCHEDULER, *conds, empty,
                                              disable_pbar=True, seed=SEED))

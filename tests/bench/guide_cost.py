@@ -1,7 +1,7 @@
 """What a step costs with a guide: beside the plain pass and beside real guidance, turn by turn in one process.
 
 SD1.5's size with random weights (32x32 latents, batch 1 and 4) and sprite world. Two steps through the host's sampler;
-ratios of medians. The full guide is measured at SD1.5's size. Name: guide-cost.
+ratios of medians. Fed and full guides are measured at SD1.5's size; sprite world's own is fed. Name: guide-cost.
 """
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def measured(ways: dict, text: torch.Tensor, batch: int, side: int) -> dict[str,
 def ratios(prefix: str, found: dict[str, float]) -> dict[str, float]:
     """Over the plain pass and over real guidance."""
     figures = {f"{prefix}plain_over_cfg": found["plain"] / found["cfg"]}
-    for kind in ("tiny", "full"):
+    for kind in ("tiny", "fed", "full"):
         if kind in found:
             figures[f"{prefix}{kind}_over_plain"] = found[kind] / found["plain"]
             figures[f"{prefix}{kind}_over_cfg"] = found[kind] / found["cfg"]
@@ -57,12 +57,14 @@ def run() -> dict:
     model = full_size_model()
     unet = {name: value for name, value in model.model.model_config.unet_config.items() if name != "dtype"}
     shape = shape_of(unet)
-    tiny = hold_guide(GuideConfig(TINY, "sd15", "eps", shape), fresh_guide(shape, 0).state_dict(), "random")
+    tiny, fed = (hold_guide(GuideConfig(TINY, "sd15", "eps", shape, fed=fed), fresh_guide(
+        shape, 0, fed=fed).state_dict(), "random") for fed in (False, True))
     network = FullGuide(shape, unet, torch.nn, dtype=torch.float32)
     full = hold_guide(GuideConfig(FULL, "sd15", "eps", shape, unet=unet), network.state_dict(), "random")
     del network
     text, figures, seconds = torch.randn(1, 77, 768, generator=stream("text")), {}, {}
     ways = {"plain": (model, 1.0), "cfg": (model, G), "tiny": (apply_guide(model, tiny, GuideSettings()), G),
+            "fed": (apply_guide(model, fed, GuideSettings()), G),
             "full": (apply_guide(model, full, GuideSettings()), G)}
     for batch in (1, 4):
         seconds[f"batch {batch}"] = measured(ways, text, batch, 32)

@@ -10,9 +10,10 @@ from guide_examples import guide_for
 from h_space_examples import SIZE, comfy_sampler, guider, levels, run
 
 from frozen_diffusion.modules.guide.shape import shape_of
-from frozen_diffusion.modules.host.guide.apply import HYBRID, GuideSettings, apply_guide, merged
-from frozen_diffusion.modules.host.guide.base import FrozenBase, as_control
+from frozen_diffusion.modules.host.guide.apply import HYBRID, GuideSettings, apply_guide
+from frozen_diffusion.modules.host.guide.base import FrozenBase
 from frozen_diffusion.modules.host.guide.files import hold_guide, load_guide, save_guide
+from frozen_diffusion.modules.host.guide.inject import Injection
 from frozen_diffusion.modules.seeding import stream
 from testhost.models import CONTEXT, conditioning
 
@@ -88,7 +89,7 @@ def test_residuals_enter_where_they_belong(base):
                      for index, channels in enumerate([*shape.skips, shape.middle])]
         residuals[number] = torch.randn(residuals[number].shape, generator=stream("probe", number))
         with torch.no_grad():
-            made = unet(x, t, Text(context, None), residuals)
+            made = unet(x, t, Text(context, None), Given(residuals))
             expected, _ = by_hand(unet.unet, x, t, context, {number: residuals[number]})
         torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-5)
         found.add(round(float(made.double().sum()), 6))
@@ -116,31 +117,60 @@ def by_hand(unet, x, t, context, probes):
     return unet.out(h), sizes
 
 
+class Given:
+    """A walk of which the residuals are known."""
+
+    def __init__(self, residuals):
+        self.residuals = residuals
+
+    def skip(self, number, feature=None):
+        return self.residuals[number]
+
+    def middle(self):
+        return self.residuals[-1]
+
+
+def injected(control, residuals, count, sizes, **more):
+    """What the decoder would be given, after an encoder whose skips have these sizes."""
+    told = []
+    made = Injection([(slice(None), Given(residuals))], count, control, told=told.append, **more)
+    patch = made.options({})["patches"]["input_block_patch"][-1]
+    for number, size in enumerate(sizes):
+        patch(torch.zeros(1, 2, size, size), {"block": ("input", number)})
+    return made.control, told
+
+
 def test_a_controlnets_residuals_and_the_guides_add_up():
+    """Lists align at their ends; what the ControlNet gave is left as it was; one of a wrong size is told."""
     ours = [torch.full((1, 2, 4, 4), float(number)) for number in range(4)]
     theirs = {"input": ["kept"], "middle": [torch.ones(1, 2, 4, 4)], "output": [None, torch.ones(1, 2, 4, 4)]}
-    both = merged(theirs, ours)
-    assert both["input"] == ["kept"] and both["middle"][0].unique().item() == 4
+    both, told = injected(theirs, ours, 3, [4] * 3)
+    assert both["input"] == ["kept"] and both["middle"][0].unique().item() == 4 and not told
     assert [part.unique().item() for part in both["output"]] == [0, 1, 3]
     assert theirs["output"][0] is None and len(theirs["output"]) == 2
-    assert [part.unique().item() for part in merged(None, ours)["output"]] == [0, 1, 2]
-    assert as_control(ours)["middle"][0] is ours[-1]
+    assert [part.unique().item() for part in injected(None, ours, 3, [4] * 3)[0]["output"]] == [0, 1, 2]
+    longer = {"output": [torch.ones(1, 2, 4, 4)] * 5}
+    assert [part.unique().item() for part in injected(longer, ours, 3, [4] * 3)[0]["output"]] == [1, 1, 1, 2, 3]
+    shrunk, told = injected(theirs, ours, 3, [4, 2, 2])
+    assert [tuple(part.shape[2:]) for part in shrunk["output"]] == [(4, 4), (2, 2), (2, 2)]
+    assert shrunk["output"][2].unique().item() == 2 and len(set(told)) == 2
+    assert any("ControlNet" in line for line in told)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_hybrid_leaves_the_negative_prompt_alone(base, reverse):
+def test_hybrid_leaves_the_negative_prompt_alone(base, reverse, monkeypatch):
     """Two passes; the residuals of the negative prompt's rows are zero, whichever rows these are."""
-    made = guider(Calls(apply_guide(base, guide_for(base), GuideSettings(guidance=5.0, mode=HYBRID))).model, 2.0)
-    calls = Calls(made.model_patcher)
-    made.model_patcher = calls.model
+    residuals, whole = [], Injection.whole
+    monkeypatch.setattr(Injection, "whole", lambda *args: residuals.append(whole(*args)) or residuals[-1])
+    calls = Calls(apply_guide(base, guide_for(base), GuideSettings(guidance=5.0, mode=HYBRID)))
+    made = guider(calls.model, 2.0)
     if reverse:
         made.original_conds = dict(reversed(made.original_conds.items()))
     noise = torch.randn(1, 4, SIZE, SIZE, generator=stream("hybrid"))
     made.sample(noise, torch.zeros_like(noise), comfy_sampler("euler"), levels(base, 2), disable_pbar=True, seed=1)
-    assert calls.rows == [2, 2]
-    for control in calls.controls:
-        sizes = [part.flatten(1).abs().max(1).values for part in [*control["output"], *control["middle"]]]
-        assert all(sorted((size > 0).tolist()) == [False, True] for size in sizes)
+    assert calls.rows == [2, 2] and residuals
+    for residual in residuals:
+        assert sorted((residual.flatten(1).abs().max(1).values > 0).tolist()) == [False, True]
 
 
 def test_cfg_is_put_back_however_the_call_ends(base):
@@ -188,7 +218,7 @@ def test_what_is_said_once_a_run(base, caplog):
         return made, [record.message for record in caplog.records if "Frozen Diffusion" in record.message]
 
     six, lines = told(6.0)
-    assert len(lines) == 1 and "negative prompt is not read" in lines[0]
+    assert len(lines) == 1 and "negative prompt is not empty" in lines[0]
     nine, lines = told(9.0)
     assert torch.equal(nine, six) and sum("cfg 9 is above" in line for line in lines) == 1
     beyond, lines = told(9.0, extrapolate=True)

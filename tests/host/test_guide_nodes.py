@@ -26,7 +26,7 @@ def folders(tmp_path, monkeypatch):
 def applied(comfy, model, loaded, **changes):
     return comfy.run("FrozenApplyGuideModel", model=model, guide_model=loaded, **{
         "guidance": 0.0, "strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "schedule": "constant",
-        "mode": "one pass", "extrapolate": False, "allow_distilled": False, **changes})[0]
+        "mode": "one pass", "scales": "", "extrapolate": False, "allow_distilled": False, **changes})[0]
 
 
 def test_saved_listed_and_loaded(comfy, base, folders, monkeypatch):
@@ -97,9 +97,10 @@ def test_a_training_by_the_node(comfy, tiny_sd15, folders):
 
     def train(prompts, **changes):
         return comfy.run("FrozenTrainGuideModel", model=tiny_sd15(), vae=vae, clip=WordClip(), prompts=prompts, **{
-            "kind": "tiny", "steps": 3, "learning_rate": 1e-3, "batch_size": 2, "g_min": 1.0, "g_max": 9.0,
-            "trajectories": 2, "trajectory_steps": 3, "width": 64, "height": 64, "student_steps": 0, "sample_every": 2,
-            "checkpoint": "from a test", "resume": True, "seed": 0, "options": options, **changes})
+            "negatives": "", "pictures": "", "kind": "tiny", "fed": False, "steps": 3, "learning_rate": 1e-3,
+            "batch_size": 2, "g_min": 1.0, "g_max": 9.0, "trajectories": 2, "trajectory_steps": 3, "weighting": "even",
+            "width": 64, "height": 64, "student_steps": 0, "sample_every": 2, "checkpoint": "from a test",
+            "resume": True, "seed": 0, "options": options, **changes})
 
     loaded, losses, sheet, plot = train("a\nb")
     assert loaded.source == "from a test" and len(losses["loss"]) == 3
@@ -107,6 +108,10 @@ def test_a_training_by_the_node(comfy, tiny_sd15, folders):
     same = train("words.txt")[0]            # the same prompts: it goes on from the end
     assert all(torch.equal(weight, same.network.state_dict()[name])
                for name, weight in loaded.network.state_dict().items())
+    aware = train("a\nb", negatives="c\nd", fed=True, checkpoint="aware")[0]
+    assert aware.config.negative_aware and aware.config.fed and not loaded.config.negative_aware
+    with pytest.raises(ValueError, match="There is no folder"):
+        train("a\nb", pictures=str(folders / "nothing"))
     with pytest.raises(ValueError, match="There is no file .*other.txt"):
         train("other.txt")
     with pytest.raises(ValueError, match="no prompt to learn from"):

@@ -135,9 +135,61 @@ def test_stage_2_of_a_student_like_its_teacher_has_the_error_of_one_step(setup):
     with torch.inference_mode():
         list(subject.encode())
     subject.prepare()
-    subject.predict = lambda x, t, g, text, guide=None: torch.full_like(x, 0.3)
+    subject.predict = lambda x, *rest, **more: torch.full_like(x, 0.3)
     with torch.no_grad():
         assert subject.two_steps(subject.batch(0)).max() < 1e-8
+
+
+def test_a_negative_aware_guide_learns_from_negatives(setup, tiny_sd15):
+    """Some states are guided away from a text; the guide says so, and reads the negative prompt in a sampling."""
+    driver = setup(replace(RECIPE, trajectories=8), negatives=["stripes", "dots"])
+    losses = trained(driver)
+    subject = driver.subject
+    negatives = {plan.negative for plan in subject.trajectories.plans}
+    assert len(losses) == 4 and negatives == {"", "stripes", "dots"}
+    states = subject.trajectories.states([(0, 0)], torch.tensor([5.0]))
+    plan = subject.trajectories.plans[0]
+    with torch.no_grad():
+        expected = subject.base(states.x, states.t, subject.trajectories.text_of(plan.negative))
+    torch.testing.assert_close(states.unconditional, expected, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(states.negative.tokens, subject.trajectories.text_of(plan.negative).tokens)
+    assert driver.result().config.negative_aware
+
+
+def test_noised_pictures_are_states_too(setup, tmp_path, vae):
+    """A share of the trajectories are pictures of a folder with noise on them, with their captions."""
+    from PIL import Image
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(3):
+        Image.new("RGB", (64, 64), (80 * number, 20, 200)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"picture {number}")
+    driver = setup(replace(RECIPE, trajectories=6, picture_share=0.5, empty_share=0.0), pictures=folder)
+    trained(driver)
+    subject = driver.subject
+    plans = [plan for plan in subject.trajectories.plans if plan.picture is not None]
+    assert 0 < len(plans) < 6
+    plan = plans[0]
+    assert plan.prompt == f"picture {plan.picture}"
+    states = subject.trajectories.states([(plan.number, step) for step in range(3)], torch.full((3,), 5.0))
+    noise = torch.randn(subject.size, generator=stream("noise", RECIPE.seed, plan.number))
+    pictures = subject.trajectories.pictures.latents(plan.picture)
+    expected = subject.levels.add_noise(pictures.expand(3, -1, -1, -1), noise.expand(3, -1, -1, -1), states.t)
+    torch.testing.assert_close(states.x, expected, rtol=2e-3, atol=2e-3)
+    with pytest.raises(ValueError, match="There is no folder"):
+        setup(pictures=tmp_path / "none")
+
+
+@pytest.mark.parametrize("fed", [False, True])
+def test_a_fed_guide_gets_gradients_and_goes_on(setup, fed):
+    """The features are read before the decoder adds to them; a warm start keeps what its guide is."""
+    driver = setup(replace(RECIPE, fed=fed))
+    trained(driver)
+    loaded = driver.result()
+    assert loaded.config.fed == fed and loaded.network.fed == fed
+    again = setup(replace(RECIPE, fed=not fed), "again", warm=loaded)
+    trained(again)
+    assert again.result().config.fed == fed
 
 
 def test_inputs_that_do_not_belong_together(setup, tiny_sdxl, vae):

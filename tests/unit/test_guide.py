@@ -18,7 +18,7 @@ from frozen_diffusion.modules.guide.distillation import (
     unexplained,
 )
 from frozen_diffusion.modules.guide.files import GuideConfig, GuideFileError, read_guide, write_guide
-from frozen_diffusion.modules.guide.networks import fresh_guide
+from frozen_diffusion.modules.guide.networks import Difference, fresh_guide
 from frozen_diffusion.modules.guide.recipe import GuideRecipe
 from frozen_diffusion.modules.guide.rollout import distance_ratio, rollout
 from frozen_diffusion.modules.guide.shape import shape_of
@@ -49,6 +49,8 @@ def test_the_tiny_guide_of_sd15_has_the_parameters_that_were_planned():
     assert (large.widths, large.text_levels, large.vector_dim) == ((64, 128, 256), (1, 2), 2816)
     small = sum(weight.numel() for weight in fresh_guide(shape_of(UNET), 0).parameters())
     assert 0.008 < small / 9_913_220 < 0.012
+    fed = fresh_guide(shape_of(UNET), 0, fed=True)
+    assert 0.011 < sum(weight.numel() for weight in fed.parameters()) / 9_913_220 < 0.013
     with pytest.raises(ValueError, match="context_dim None"):
         shape_of({**SD15, "context_dim": None})
 
@@ -88,6 +90,39 @@ def test_what_the_guide_sees():
     assert (one[1] - plain[1]).norm() > 0.01 * plain[1].norm()
     one, same = (fresh_guide(shape_of(UNET), 3).outputs[0].weight for _ in range(2))
     assert torch.equal(one, same)
+
+
+def test_a_walk_less_another():
+    """A negative-aware guide: of the same text twice it adds nothing at all."""
+    guide = fresh_guide(shape_of(UNET), 0, output_std=0.3).requires_grad_(False)
+    x, t, g = noise(1, 4, 16, 16), torch.tensor([300]), torch.tensor([5.0])
+    one, two = (noise(1, 7, 128, name=name) for name in ("one", "two"))
+
+    def less(negative):
+        walks = [guide.walk(x, t, g, guide.read_text(text)) for text in (one, negative)]
+        both = Difference(*walks)
+        return [*(both.skip(number) for number in range(len(guide.blocks))), both.middle()]
+
+    assert all(part.abs().max() == 0 for part in less(one))
+    own = guide(x, t, g, guide.read_text(one))
+    other = guide(x, t, g, guide.read_text(two))
+    for made, first, second in zip(less(two), own, other, strict=True):
+        torch.testing.assert_close(made, first - second)
+
+
+def test_a_fed_guide_reads_features_of_any_size():
+    guide = fresh_guide(shape_of(UNET), 0, fed=True).requires_grad_(False)
+    sizes = [tuple(part.shape) for part in fresh_guide(shape_of(UNET), 0)(
+        noise(1, 4, 16, 16), torch.tensor([300]), torch.tensor([5.0]), guide.read_text(noise(1, 7, 128)))]
+
+    def look(scale, shrink=1):
+        features = [scale * noise(1, size[1], max(1, size[2] // shrink), max(1, size[3] // shrink)) for size in sizes]
+        return guide(noise(1, 4, 16, 16), torch.tensor([300]), torch.tensor([5.0]), guide.read_text(noise(1, 7, 128)),
+                     features=features[:-1])
+
+    one, two, small = look(1.0), look(2.0), look(1.0, shrink=2)
+    assert [tuple(part.shape) for part in small] == sizes
+    assert all((a - b).abs().max() > 0 for a, b in zip(one, two, strict=True))
 
 
 def test_zero_outputs_learn_before_the_rest():

@@ -62,7 +62,7 @@ def same(a: dict, b: dict) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-@pytest.mark.parametrize("change", [{}, {"precision": "bf16"}, {"optimizer": "muon"}])
+@pytest.mark.parametrize("change", [{}, {"precision": "bf16"}, {"optimizer": "muon"}, {"optimizer": "muon-conv"}])
 @pytest.mark.parametrize("stop", [1, 5, 7, 12])
 def test_resumed_run_equals_uninterrupted_bit_for_bit(tmp_path, change, stop):
     settings = replace(SETTINGS, **change)
@@ -283,6 +283,24 @@ def test_muon_moves_all_directions_of_a_matrix_equally_far_and_leaves_the_rest_t
     sizes, others = (torch.linalg.svdvals(change["weight"])[:4] for change in (muon, adamw))    # the inputs span four
     assert sizes.mean().item() == pytest.approx(0.05 * 0.2 * 8 ** 0.5, rel=0.2)         # rate, scale, sqrt(widest side)
     assert sizes.max() / sizes.min() < 2 < others.max() / others.min()
+
+
+def test_muon_takes_kernels_for_matrices_if_asked_to():
+    """A 1x1 convolution is trained as the linear layer that it is; plain muon leaves it to AdamW."""
+    def moved(net, x, kind) -> torch.Tensor:
+        before = net.weight.detach().clone()
+        list(train(net, lambda batch, generator: net(x).square().sum(), lambda draw: None,
+                   TrainSettings(steps=3, lr=0.1, weight_decay=0.01, optimizer=kind)))
+        return (net.weight.detach() - before).flatten(1)
+
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+    linear, kernel, other = nn.Linear(4, 3), nn.Conv2d(4, 3, 1), nn.Conv2d(4, 3, 1)
+    for convolution in (kernel, other):
+        convolution.weight.data.copy_(linear.weight.data[..., None, None])
+        convolution.bias.data.copy_(linear.bias.data)
+    as_matrix = moved(kernel, x[..., None, None], "muon-conv")
+    torch.testing.assert_close(as_matrix, moved(linear, x, "muon"), rtol=1e-3, atol=1e-5)
+    assert not torch.allclose(moved(other, x[..., None, None], "muon"), as_matrix, rtol=0.1)
 
 
 def test_muon_without_torch_for_it(monkeypatch):

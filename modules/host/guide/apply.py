@@ -1,7 +1,8 @@
 """A guide model on a MODEL: one conditional pass with residuals in place of classifier-free guidance's two.
 
-Two wrappers of the host do it. Around the guidance, the sampler's cfg becomes the guide's scale g and is 1 for the
-call, so that the host makes one pass. Around the U-Net, the guide's residuals join those of ControlNets.
+Wrappers of the host do it. Around the guidance, the sampler's cfg becomes the guide's scale g and is 1 for the call, so
+that the host makes one pass; its prediction stands in for the second one too, so that nodes which compare the two find
+no difference instead of an empty one. Around the U-Net, the guide's residuals join those of ControlNets.
 """
 from __future__ import annotations
 
@@ -11,14 +12,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import comfy.samplers
+import comfy.utils
 import torch
-import torch.nn.functional as F
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..calls import PROMPT, chunks_of, know_roles, unknown_role
+from ...guide.files import GuideConfig, marks_of_text
+from ...guide.networks import Difference, Walk
+from ..calls import PROMPT, Chunk, chunks_of, know_roles, unknown_role
 from ..schedules import check_percents
 from .files import LoadedGuide, check_fit
+from .inject import Injection
 
 KEY = "frozen_guide"
 ONE_PASS, HYBRID = "one pass", "hybrid (real cfg too)"
@@ -41,6 +45,7 @@ class GuideSettings:
 
     Attributes:
         guidance: the scale g; 0 = the sampler's cfg.
+        scales: of the pictures of a batch, one each, in place of guidance; () = one for all.
         strength: factor on the residuals.
         percents: (start, end) of the sampling in which it acts.
         schedule: of g over the steps: constant, or half a cosine down to 1.
@@ -53,6 +58,7 @@ class GuideSettings:
     schedule: str = CONSTANT
     mode: str = ONE_PASS
     extrapolate: bool = False
+    scales: tuple[float, ...] = ()
 
 
 def apply_guide(model, loaded: LoadedGuide, settings: GuideSettings, allow_distilled: bool = False):
@@ -61,7 +67,10 @@ def apply_guide(model, loaded: LoadedGuide, settings: GuideSettings, allow_disti
     check_percents(*settings.percents)
     if not (math.isfinite(settings.guidance) and settings.guidance >= 0):
         raise ValueError(f"guidance is 0 (the sampler's cfg) or a scale from 1 on; {settings.guidance} was given.")
-    if settings.mode == HYBRID and not settings.guidance:
+    if not all(math.isfinite(scale) and scale >= 0 for scale in settings.scales):
+        raise ValueError(f"The scales of a batch's pictures are numbers from 0 on (1 = off); {settings.scales} were "
+                         "given.")
+    if settings.mode == HYBRID and not (settings.guidance or settings.scales):
         raise ValueError("Mode hybrid leaves the sampler's cfg to real guidance, so the guide's scale has to be "
                          "given: set guidance, e.g. 5.")
     if KEY in {key for wrappers in model.wrappers.values() for key in wrappers}:
@@ -77,9 +86,19 @@ def apply_guide(model, loaded: LoadedGuide, settings: GuideSettings, allow_disti
     model.set_additional_models(KEY, [loaded.patcher.clone()])
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, guide.around_sampling)
     model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, guide.around_guidance)
+    model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, guide.around_calls)
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, guide.around_unet)
     know_roles(model)
     return model
+
+
+def scales_of(text: str) -> tuple[float, ...]:
+    """Scales that a person has written, apart by commas or spaces. Raises ValueError for what is no number."""
+    try:
+        return tuple(map(float, text.replace(",", " ").split()))
+    except ValueError as error:
+        raise ValueError("The scales of a batch's pictures are numbers such as 2, 5, 8; "
+                         f"{text!r} was given.") from error
 
 
 def distilled(model) -> str:
@@ -88,16 +107,58 @@ def distilled(model) -> str:
     return next((name for name in names if any(word in name.lower() for word in DISTILLED)), "")
 
 
+def of_two_predictions(options: Mapping) -> str:
+    """The nodes that combine two predictions in a way of their own, "" if there are none."""
+    functions = [*options.get("sampler_pre_cfg_function", []), options.get("sampler_cfg_function")]
+    modules = {getattr(function, "function", function).__module__.rpartition(".")[2]     # of one marked in `calls`
+               for function in functions if function is not None}
+    return ", ".join(sorted(modules))
+
+
+def on_grid(sigmas: Tensor, grid: Sequence[float]) -> bool:
+    """Whether a sampling's noise levels are those of a grid, or its end."""
+    levels = [float(sigma) for sigma in sigmas]
+    return len(levels) <= len(grid) and all(math.isclose(one, other, rel_tol=0.02, abs_tol=1e-3)
+                                            for one, other in zip(levels, grid[-len(levels):], strict=True))
+
+
+def empty_prompt(conds: Sequence[Mapping] | None, config: GuideConfig) -> bool:
+    """Whether there is no negative prompt, or one whose text is that of "" as the guide knows it from its training."""
+    texts = [cond["cross_attn"] for cond in conds or () if cond.get("cross_attn") is not None]
+    known = torch.tensor(config.empty_text)
+    return all(not text.any() or (len(known) and torch.allclose(marks_of_text(text), known, rtol=0.02, atol=0.02))
+               for text in texts)
+
+
+def active(cond: Mapping, sigma: float) -> bool:
+    """Whether the part of the sampling that a conditioning is for holds this noise level."""
+    return sigma <= cond.get("timestep_start", math.inf) and sigma >= cond.get("timestep_end", -math.inf)
+
+
+@dataclass(frozen=True)
+class Negative:
+    """A negative prompt as the host has encoded it: text [1 or B, L, D], and the vector of SDXL."""
+    text: Tensor
+    vector: Tensor | None
+
+    def rows(self, count: int, context: Tensor, vector: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """For so many rows, in type and place of the prompt's."""
+        text = comfy.utils.repeat_to_batch_size(self.text, count).to(context)
+        return text, None if vector is None else comfy.utils.repeat_to_batch_size(self.vector, count).to(vector)
+
+
 @dataclass
 class GuideRun:
     """What one run of a sampler knows: handed over in transformer_options.
 
     Attributes:
-        g: the scale of the call at hand; None outside of a guidance that is known.
+        g: the scale of the call at hand, or one of each picture; None outside of a guidance that is known.
+        negative: the prompt to be guided away from, for a negative-aware guide.
         texts: keys and values by conditioning, with the text that they were made of.
     """
     sigmas: tuple[float, float]
-    g: float | None = None
+    g: tuple[float, ...] | None = None
+    negative: Negative | None = None
     texts: dict = field(default_factory=dict)
     warned: set[str] = field(default_factory=set)
     report: GuideReport | None = None
@@ -123,14 +184,25 @@ class Guide:
 
     def around_sampling(self, executor, noise: Tensor, *args, **kwargs):
         """OUTER_SAMPLE: a run of its own in the options."""
-        guider = executor.class_obj
-        sampling = guider.model_patcher.get_model_object("model_sampling")
-        options = guider.model_options["transformer_options"]
-        sigmas = tuple(map(sampling.percent_to_sigma, self.settings.percents))
-        run = options[KEY] = GuideRun(sigmas)
-        if guider.conds.get("negative") and self.settings.mode == ONE_PASS:
-            run.tell("the guide makes one pass, in which the negative prompt is not read; mode hybrid reads it, in "
-                     "two.")
+        guider, (sampler, sigmas) = executor.class_obj, (args[1], args[2])
+        sampling, options = guider.model_patcher.get_model_object("model_sampling"), guider.model_options
+        run = options["transformer_options"][KEY] = GuideRun(tuple(map(sampling.percent_to_sigma,
+                                                                       self.settings.percents)))
+        config, one_pass = self.loaded.config, self.settings.mode == ONE_PASS
+        if one_pass and not config.negative_aware and not empty_prompt(guider.conds.get("negative"), config):
+            run.warn("the negative prompt is not empty, but this guide makes one pass, in which it is not read. A "
+                     "negative-aware guide reads it (Train Guide Model, negatives), and so does mode hybrid, in two "
+                     "passes.")
+        if one_pass and (names := of_two_predictions(options)):
+            run.warn(f"{names} changes how two predictions are combined, and in one pass there is only one: it does "
+                     "nothing here. Mode hybrid makes both.")
+        if config.sigmas and not on_grid(sigmas, config.sigmas):
+            run.warn(f"{self.loaded.source} was taught {config.steps} steps at noise levels of its own, and this "
+                     "sampling has others, for which it is worse. Use Stage-2 Sigmas, and sampler euler.")
+        if "lcm" in getattr(getattr(sampler, "sampler_function", None), "__name__", ""):
+            run.warn("the sampler is lcm, so the MODEL is likely distilled by a LoRA, which its weights do not tell: "
+                     "guidance is inside of it then, and a guide on top burns the picture. What was looked at: its "
+                     "kind of sampling, and the sampler's name.")
         return executor(noise, *args, **kwargs)
 
     def around_guidance(self, executor, x: Tensor, timestep: Tensor, model_options: Mapping, seed=None):
@@ -139,13 +211,18 @@ class Guide:
         if run is None:
             return executor(x, timestep, model_options, seed)
         plain = type(guider).predict_noise is comfy.samplers.CFGGuider.predict_noise
-        if not plain and not self.settings.guidance:
+        if not plain and not (self.settings.guidance or self.settings.scales):
             raise ValueError(f"The guider {type(guider).__name__} combines its prompts by scales of its own, so the "
                              "guide's cannot be told from them. Set guidance on Apply Guide Model, or use CFGGuider or "
                              "KSampler.")
         one_pass = plain and self.settings.mode == ONE_PASS
         cfg = guider.cfg if plain else None
-        run.g = self.scale(self.settings.guidance or cfg, timestep, model_options)
+        factor = self.faded(timestep, model_options)
+        given = self.settings.scales or (self.settings.guidance or cfg,)
+        if not all(math.isfinite(g) and g >= 0 for g in given):
+            raise ValueError(f"The guidance scale is {given[0]:g}; expected a number from 0 on (1 = off).")
+        run.g = tuple(1 + (g - 1) * factor if g > 1 else g for g in given)
+        run.negative = self.negative_of(run, guider, float(timestep[0]))
         if one_pass and model_options.get("disable_cfg1_optimization"):
             run.warn("another node or the sampler (one of the cfg_pp kind) asks for the negative prompt at every "
                      "step, so the guide saves no time here.")
@@ -160,112 +237,120 @@ class Guide:
             if one_pass:
                 guider.cfg = cfg
 
-    def scale(self, g: float, timestep: Tensor, model_options: Mapping) -> float:
-        """g of this step by the schedule. Raises ValueError for scales that mean nothing."""
-        if not math.isfinite(g) or g < 0:
-            raise ValueError(f"The guidance scale is {g}; expected a number from 0 on (1 = off).")
-        if self.settings.schedule == COSINE and g > 1:
-            levels = model_options["transformer_options"]["sample_sigmas"]
-            step = int((levels - float(timestep[0])).abs().argmin())
-            g = 1 + (g - 1) * 0.5 * (1 + math.cos(math.pi * step / max(1, len(levels) - 2)))
-        return g
+    def faded(self, timestep: Tensor, model_options: Mapping) -> float:
+        """Factor of this step on g - 1, by the schedule."""
+        if self.settings.schedule != COSINE:
+            return 1.0
+        levels = model_options["transformer_options"]["sample_sigmas"]
+        step = int((levels - float(timestep[0])).abs().argmin())
+        return 0.5 * (1 + math.cos(math.pi * step / max(1, len(levels) - 2)))
+
+    def negative_of(self, run: GuideRun, guider, sigma: float) -> Negative | None:
+        """The negative prompt of this step, for a guide that reads one."""
+        if not self.loaded.config.negative_aware:
+            return None
+        there = [cond for cond in guider.conds.get("negative") or () if active(cond, sigma)]
+        if not there:
+            raise ValueError(f"{self.loaded.source} is a negative-aware guide, and {type(guider).__name__} has no "
+                             "negative prompt at this step. Use CFGGuider or KSampler with one (it may be empty), or a "
+                             "guide that reads none.")
+        if len(there) > 1 or any(name in there[0] for name in ("area", "mask")):
+            run.warn("of several negative prompts, or of one for a part of the picture, the guide reads the first, for "
+                     "the whole picture.")
+        parts = there[0]["model_conds"]
+        vector = parts.get("y")
+        return Negative(parts["c_crossattn"].cond, None if vector is None else vector.cond)
+
+    def around_calls(self, executor, model, conds: list, *args, **kwargs) -> list[Tensor]:
+        """CALC_COND_BATCH: where the second prediction was left out, the first one stands in for it."""
+        made = executor(model, conds, *args, **kwargs)
+        options = args[2] if len(args) > 2 else kwargs.get("model_options", {})
+        run = options.get("transformer_options", {}).get(KEY)
+        if run is None or run.g is None or self.settings.mode != ONE_PASS or len(conds) != 2 or conds[1] is not None:
+            return made
+        return [made[0], made[0]]
 
     def around_unet(self, executor, x: Tensor, timesteps: Tensor, context: Tensor, y=None, control=None,
                     transformer_options: dict | None = None, *args, **kwargs):
         """DIFFUSION_MODEL: the guide's residuals beside those of ControlNets, on the rows of the prompt."""
         run = transformer_options.get(KEY)
-        if run is None or run.g is None or run.g <= 1 or not self.acts(run, transformer_options):
+        if run is None or run.g is None or max(run.g) <= 1 or not self.acts(run, transformer_options):
             return executor(x, timesteps, context, y, control, transformer_options, *args, **kwargs)
-        residuals = self.residuals(run, x, timesteps, context, y, transformer_options)
-        if residuals is not None:
-            control = merged(control, residuals)
-            transformer_options = with_shape_check(transformer_options, control, residuals, run)
-        return executor(x, timesteps, context, y, control, transformer_options, *args, **kwargs)
+        walks = self.walks(run, x, timesteps, context, y, transformer_options)
+        if not walks:
+            return executor(x, timesteps, context, y, control, transformer_options, *args, **kwargs)
+        injection = Injection(walks, len(self.loaded.config.shape.skips), control, self.settings.strength, run.warn)
+        made = executor(x, timesteps, context, y, injection.control, injection.options(transformer_options), *args,
+                        **kwargs)
+        self.check(run, injection, x, transformer_options)
+        return made
 
     def acts(self, run: GuideRun, options: Mapping) -> bool:
         """Whether this step lies in the part of the sampling in which the guide acts."""
         highest, lowest = run.sigmas
         return lowest <= float(options["sigmas"][0]) <= highest
 
-    def residuals(self, run: GuideRun, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None,
-                  options: Mapping) -> list[Tensor] | None:
-        """Of a whole call, zero where rows do not follow the prompt; None if none does."""
-        network, found = self.loaded.network, None
+    def walks(self, run: GuideRun, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None,
+              options: Mapping) -> list[tuple[slice, Walk | Difference]]:
+        """A walk of the guide for each part of the call that follows the prompt."""
         if x.shape[1] > 4:
             run.warn("the MODEL has more than 4 input channels (inpainting); the guide sees the latents alone, and "
                      "how well it guides then has not been measured.")
-        g, factor = self.in_range(run)
+        network, found = self.loaded.network, []
         for chunk in chunks_of(len(x), options):
             if chunk.role is None:
                 raise unknown_role("A guide model")
             if chunk.role != PROMPT:
                 continue
             rows = chunk.rows
-            text = run.texts.get(chunk.conditioning)
-            if text is None or text[0].shape != context[rows].shape or not torch.equal(text[0], context[rows]):
-                text = run.texts[chunk.conditioning] = (context[rows], network.read_text(context[rows]))
-            scale = torch.full((len(x[rows]),), g, device=x.device)
-            made = network(x[rows, :4], timesteps[rows], scale, text[1], None if y is None else y[rows])
-            if found is None:
-                found = [residual.new_zeros(len(x), *residual.shape[1:]) for residual in made]
-            for whole, residual in zip(found, made, strict=True):
-                whole[rows] = residual * (factor * self.settings.strength)
-        if found is not None and not all(residual.isfinite().all() for residual in found):
-            raise ValueError(f"The guide {self.loaded.source} gave numbers that are not finite, at g {g:g} in "
-                             f"{x.dtype}. Lower cfg, or start ComfyUI with --fp32-unet.")
-        if found is not None and run.report is not None:
-            size = float(torch.stack([residual.float().square().mean() for residual in found]).mean().sqrt())
-            run.report.rows.append({"sigma": float(options["sigmas"][0]), "residual": size})
+            g, factor = self.in_range(run, self.of_rows(run, chunk, x.device))
+            vector = None if y is None else y[rows]
+
+            def walk(text: Tensor, vector: Tensor | None, name, rows=rows, g=g, factor=factor) -> Walk:
+                made = network.walk(x[rows, :4], timesteps[rows], g, self.read(run, name, text), vector)
+                made.factor = made.factor * factor.to(made.factor)[:, None, None, None]
+                return made
+
+            made = walk(context[rows], vector, chunk.conditioning)
+            if run.negative is not None:
+                made = Difference(made, walk(*run.negative.rows(len(g), context, vector), "negative"))
+            found.append((rows, made))
         return found
 
-    def in_range(self, run: GuideRun) -> tuple[float, float]:
-        """(scale for the guide, factor on its residuals): below its range it runs at the lower end, fading out to 1."""
-        config, g = self.loaded.config, run.g
-        if g > config.g_max and not self.settings.extrapolate:
-            run.warn(f"cfg {g:g} is above what the guide was trained on; {config.g_max:g} is used. Switch extrapolate "
-                     "on to go beyond it.")
-            g = config.g_max
-        if 1 < g < config.g_min:
-            return config.g_min, (g - 1) / (config.g_min - 1)
-        return g, 1.0
+    def read(self, run: GuideRun, name, text: Tensor):
+        """What the guide has read of a text, kept over the steps of a run."""
+        known = run.texts.get(name)
+        if known is None or known[0].shape != text.shape or not torch.equal(known[0], text):
+            known = run.texts[name] = (text, self.loaded.network.read_text(text))
+        return known[1]
 
+    def of_rows(self, run: GuideRun, chunk: Chunk, device: torch.device) -> Tensor:
+        """g of each row of a part of the call. Raises ValueError where a list does not name every picture."""
+        if len(run.g) == 1:
+            return torch.full((len(chunk.items),), run.g[0], device=device)
+        if max(chunk.items) >= len(run.g):
+            raise ValueError(f"Apply Guide Model has scales for {len(run.g)} pictures, and the batch has at least "
+                             f"{max(chunk.items) + 1}. Give one for each, or a single one for all.")
+        return torch.tensor([run.g[item] for item in chunk.items], device=device)
 
-def merged(control: Mapping | None, residuals: Sequence[Tensor]) -> dict[str, list]:
-    """A control of its own with the guide's residuals added to what is there; lists align at their ends."""
-    control = control or {}
-    own = {name: list(parts) for name, parts in control.items()}
-    for name, ours in (("middle", [residuals[-1]]), ("output", list(residuals[:-1]))):
-        theirs = own.get(name, [])
-        theirs = [None] * (len(ours) - len(theirs)) + theirs
-        extra = len(theirs) - len(ours)
-        own[name] = theirs[:extra] + [residual if there is None or there.shape != residual.shape else there + residual
-                                      for there, residual in zip(theirs[extra:], ours, strict=True)]
-    own.setdefault("input", [])
-    return own
+    def check(self, run: GuideRun, injection: Injection, x: Tensor, options: Mapping) -> None:
+        """Raises ValueError where a residual was not finite; reports how large they were."""
+        size = float(torch.stack(injection.squares).mean().sqrt()) if injection.squares else 0.0
+        if not math.isfinite(size):
+            raise ValueError(f"The guide {self.loaded.source} gave numbers that are not finite, at g {max(run.g):g} in "
+                             f"{x.dtype}. Lower cfg, or start ComfyUI with --fp32-unet.")
+        if run.report is not None:
+            run.report.rows.append({"sigma": float(options["sigmas"][0]), "residual": size})
 
+    def in_range(self, run: GuideRun, g: Tensor) -> tuple[Tensor, Tensor]:
+        """(scales for the guide, factors on its residuals) of scales [B].
 
-def with_shape_check(options: Mapping, control: dict[str, list], residuals: Sequence[Tensor], run: GuideRun) -> dict:
-    """Options with a last patch of the encoder that compares each skip with the residual that it will meet.
-
-    Nodes that shrink features inside of the U-Net (Deep Shrink) change a skip's size; the host would drop the residual
-    with a line in its log, or stretch one of a single cell over all. Here it is resized.
-    """
-    patches = {name: list(value) for name, value in options.get("patches", {}).items()}
-    outputs = control["output"]
-    offset = len(outputs) - (len(residuals) - 1)
-
-    def look(h: Tensor, patch_options: Mapping) -> Tensor:
-        number = patch_options["block"][1]
-        place = offset + number
-        there = outputs[place] if 0 <= place < len(outputs) else None
-        if there is not None and there.shape[2:] != h.shape[2:]:
-            run.warn("another node changes the size of features inside of the U-Net (Deep Shrink and the like); the "
-                     "guide's residuals are resized there.")
-            outputs[place] = F.interpolate(there.float(), h.shape[2:], mode="bilinear", align_corners=False).to(there)
-            if number == len(residuals) - 2:
-                control["middle"][-1] = F.interpolate(control["middle"][-1].float(), h.shape[2:], mode="bilinear",
-                                                      align_corners=False).to(there)
-        return h
-
-    patches["input_block_patch"] = [*patches.get("input_block_patch", []), look]
-    return {**options, "patches": patches}
+        Below its range it runs at the lower end, fading out to 1.
+        """
+        config, highest = self.loaded.config, float(g.max())
+        if highest > config.g_max and not self.settings.extrapolate:
+            run.warn(f"cfg {highest:g} is above what the guide was trained on; {config.g_max:g} is used. Switch "
+                     "extrapolate on to go beyond it.")
+            g = g.clamp(max=config.g_max)
+        factor = ((g - 1) / max(config.g_min - 1, 1e-6)).clamp(0, 1)
+        return g.clamp(min=max(1.0, config.g_min)), factor

@@ -1,22 +1,14 @@
 """The base of a guide in the host: a frozen copy of a MODEL's U-Net that takes residuals."""
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import comfy.model_management
 from torch import Tensor
 
 from ...data.encoded import Text
+from ...guide.networks import Difference, Walk
 from ..attention import attend
 from ..weights import frozen_unet, size_vector
-
-
-def as_control(residuals: Sequence[Tensor]) -> dict[str, list[Tensor]]:
-    """Residuals in the encoder's order, the middle's last, as the host's U-Net takes them from a ControlNet.
-
-    It pops from the end of each list, so that the last skip goes to the decoder's first block.
-    """
-    return {"input": [], "middle": [residuals[-1]], "output": list(residuals[:-1])}
+from .inject import Injection
 
 
 class FrozenBase:
@@ -26,16 +18,20 @@ class FrozenBase:
         self.device = comfy.model_management.get_torch_device()
         self.base = model.model         # asked for its latent factor and its size embedding
         self.unet = frozen_unet(model, low_precision)
+        self.skips = len(self.unet.input_blocks)
 
     def vector(self, text: Text, height: int, width: int) -> Tensor | None:
         """See `size_vector`."""
         return size_vector(self.base, text.pooled, height, width)
 
-    def __call__(self, x: Tensor, t: Tensor, text: Text, residuals: Sequence[Tensor] | None = None) -> Tensor:
-        """x [B, 4, h, w], t [B], B texts -> what the model predicts, of x's shape."""
-        return self.unet(x, t.float(), context=text.tokens.to(x), y=self.vector(text, *x.shape[-2:]),
-                         control=None if residuals is None else as_control(residuals),
-                         transformer_options={"optimized_attention_override": attend})
+    def __call__(self, x: Tensor, t: Tensor, text: Text, walk: Walk | Difference | None = None) -> Tensor:
+        """x [B, 4, h, w], t [B], B texts -> what the model predicts, of x's shape, with the residuals of a guide."""
+        options, control = {"optimized_attention_override": attend}, None
+        if walk is not None:
+            injection = Injection([(slice(None), walk)], self.skips)
+            options, control = injection.options(options), injection.control
+        return self.unet(x, t.float(), context=text.tokens.to(x), y=self.vector(text, *x.shape[-2:]), control=control,
+                         transformer_options=options)
 
     def latents_out(self, latents: Tensor) -> Tensor:
         """The model's latents -> the VAE's."""

@@ -50,7 +50,7 @@ def hold_guide(config: GuideConfig, state: Mapping[str, Tensor], source: str,
     if config.kind == FULL:
         network = FullGuide(config.shape, config.unet, comfy.ops.manual_cast, dtype=dtype, device=offload)
     else:
-        network = TinyGuide(config.shape, operations=comfy.ops.manual_cast, dtype=dtype, device=offload)
+        network = TinyGuide(config.shape, config.fed, operations=comfy.ops.manual_cast, dtype=dtype, device=offload)
     wanted = {name: tuple(weight.shape) for name, weight in network.state_dict().items()}
     given = {name: tuple(weight.shape) for name, weight in state.items()}
     if wrong := sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name)):
@@ -146,6 +146,7 @@ def guide_text(loaded: LoadedGuide) -> str:
     config = loaded.config
     parameters = sum(weight.numel() for weight in loaded.network.parameters())
     steps = f"for {config.steps} steps (use Stage-2 Sigmas)" if config.steps else "any sampler and number of steps"
-    return (f"{loaded.source}: {config.kind} guide for {config.family}, {parameters / 1e6:.2f} M parameters\n"
+    reads = ", reads the negative prompt" if config.negative_aware else ""
+    return (f"{loaded.source}: {config.kind} guide for {config.family}, {parameters / 1e6:.2f} M parameters{reads}\n"
             f"guidance {config.g_min:g} to {config.g_max:g}, {steps}, trained at {config.resolution} pixels, predicts "
             f"{config.prediction}")

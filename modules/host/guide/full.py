@@ -10,7 +10,7 @@ import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel, forward_timestep_embed, timestep_embedding
 from torch import Tensor, nn
 
-from ...guide.networks import anchor, on_axis, sinusoids, two_layers
+from ...guide.networks import Walk, anchor, on_axis, sinusoids, two_layers
 from ...guide.shape import GuideShape
 from ..attention import attend
 
@@ -44,18 +44,23 @@ class FullGuide(nn.Module):
         """The text itself: its keys and values are made inside of the copied blocks."""
         return context
 
-    def forward(self, x: Tensor, t: Tensor, g: Tensor, text: Tensor, vector: Tensor | None = None) -> list[Tensor]:
-        """x [B, 4, H, W], t and g [B], text [B, L, D] -> residuals in the encoder's order, the middle's last."""
+    def walk(self, x: Tensor, t: Tensor, g: Tensor, text: Tensor, vector: Tensor | None = None) -> Walk:
+        """See `TinyGuide.walk`."""
         emb = self.time_embed(timestep_embedding(t, self.channels).to(x.dtype))
         emb = emb + self.scale(sinusoids(on_axis(g), self.channels).to(x.dtype))
         if vector is not None and hasattr(self, "label_emb"):
             emb = emb + self.label_emb(vector.to(x.dtype))
-        factor, residuals, h = anchor(g).to(x.dtype), [], x
-        for block, output in zip(self.input_blocks, self.outputs, strict=False):
-            h = forward_timestep_embed(block, h, emb, text, dict(self.options))
-            residuals.append(factor * output(h))
-        h = forward_timestep_embed(self.middle_block, h, emb, text, dict(self.options))
-        return [*residuals, factor * self.outputs[-1](h)]
+
+        def through(block: nn.Module, h: Tensor) -> Tensor:
+            return forward_timestep_embed(block, h, emb, text, dict(self.options))
+
+        return Walk(x, anchor(g).to(x.dtype), self.outputs,
+                    lambda number, h, feature: through(self.input_blocks[number], h),
+                    lambda h: through(self.middle_block, h))
+
+    def forward(self, *inputs) -> list[Tensor]:
+        """See `walk` and `Walk.residuals`."""
+        return self.walk(*inputs).residuals()
 
 
 def fresh_full_guide(shape: GuideShape, unet: nn.Module, settings: Mapping[str, Any], operations,

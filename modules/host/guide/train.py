@@ -12,19 +12,21 @@ from torch import Tensor, nn
 
 from ...data.cache import TensorCache
 from ...data.encoded import Text, stack_texts
-from ...guide.distillation import guided, step_weight, two_steps_in_one, unexplained
-from ...guide.files import FULL, GuideConfig
-from ...guide.networks import OUTPUT_STD, fresh_guide
-from ...guide.recipe import GuideRecipe
+from ...data.images import ImageSettings
+from ...data.sources import images_at
+from ...guide.distillation import guided, scale_weight, step_weight, two_steps_in_one, unexplained
+from ...guide.files import FULL, TINY, GuideConfig, marks_of_text
+from ...guide.networks import OUTPUT_STD, Difference, Walk, fresh_guide
+from ...guide.recipe import BY_SCALE, GuideRecipe
 from ...guide.rollout import distance_ratio, rollout
 from ...guide.shape import shape_of
-from ...guide.trajectories import States, Trajectories, grid
+from ...guide.trajectories import NO_PICTURES, Pictures, States, Trajectories, grid
 from ...seeding import stream
 from ...training.denoising import NoiseLevels
 from ...training.ema import MovingAverage
 from ...training.loop import autocast
 from ...training.updates import Loss
-from ..codec import HostText, digest_of, outside_inference
+from ..codec import HostCodec, HostText, digest_of, outside_inference
 from ..files import cache_folder
 from ..noise_levels import noise_levels
 from ..weights import check_trainable, identity_as, model_identity
@@ -43,6 +45,8 @@ class GuideSubject:
         prompts: to learn from; of many, the first few are kept for looking at the guide.
         size: (width, height) of the pictures in pixels.
         warm: a guide to start from (stage 2, or a top-up for another fine-tune).
+        negatives: prompts to be guided away from; with some the guide will be negative-aware.
+        pictures: a folder or shards, of which noised pictures are learned from too.
     """
 
     assumed: Mapping[str, str] = {}
@@ -50,7 +54,8 @@ class GuideSubject:
     memory = None
 
     def __init__(self, model, vae, clip, prompts: Sequence[str], recipe: GuideRecipe, size: tuple[int, int],
-                 warm: LoadedGuide | None = None, cache: Path | None = None):
+                 warm: LoadedGuide | None = None, cache: Path | None = None, negatives: Sequence[str] = (),
+                 pictures: Path | str | None = None):
         check_trainable(model)
         self.model, self.vae, self.recipe, self.warm = model, vae, recipe, warm
         self.settings, self.sample_every = recipe.settings(), recipe.sample_every
@@ -59,13 +64,15 @@ class GuideSubject:
         if self.codec.text_channels != wanted:
             raise ValueError(f"The CLIP gives text of {self.codec.text_channels} channels, but the MODEL reads "
                              f"{wanted}. Connect the CLIP of the image model's checkpoint.")
-        self.config = config_of(model, recipe, self.levels, size)
+        self.negatives = [text.strip() for text in negatives if text.strip()]
+        self.config = replace(config_of(model, recipe, self.levels, size), negative_aware=bool(self.negatives),
+                              empty_text=tuple(marks_of_text(self.codec.text("").tokens).tolist()))
         if warm is not None:
             check_fit(model, warm)
             if warm.config.kind != recipe.kind:
                 raise ValueError(f"The training starts from a {warm.config.kind} guide, but kind is {recipe.kind}. Set "
                                  f"kind to {warm.config.kind}.")
-            self.config = replace(self.config, shape=warm.config.shape)
+            self.config = replace(self.config, shape=warm.config.shape, fed=warm.config.fed)
         elif recipe.student_steps:
             raise ValueError("Stage 2 (student_steps above 0) teaches an existing guide to take fewer steps. Connect "
                              "the guide of stage 1.")
@@ -75,7 +82,8 @@ class GuideSubject:
         self.size = (4, size[1] // 8, size[0] // 8)
         self.trajectories = Trajectories(
             prompts[kept:], recipe, f"{model_identity(model)} {self.levels.prediction} {self.codec.clip_name}",
-            self.size, self.levels, self.text, TensorCache(cache or cache_folder("trajectories"), "A trajectory"))
+            self.size, self.levels, self.text, TensorCache(cache or cache_folder("trajectories"), "A trajectory"),
+            self.negatives, pictures_of(pictures, model, vae, clip, size) if pictures else NO_PICTURES)
         self.base: FrozenBase | None = None
         self.measured: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
@@ -127,17 +135,28 @@ class GuideSubject:
                 guide = fresh_full_guide(shape, self.base.unet, self.config.unet, comfy.ops.disable_weight_init,
                                          OUTPUT_STD)
         else:
-            guide = fresh_guide(shape, seed)
+            guide = fresh_guide(shape, seed, fed=self.config.fed)
         if self.warm is not None:
             state = self.warm.network.state_dict()
             guide.load_state_dict({name: weight.float().cpu() for name, weight in state.items()})
         return guide
 
-    def predict(self, x: Tensor, t: Tensor, g: Tensor, text: Text, guide: nn.Module | None = None) -> Tensor:
-        """One pass of base and guide: x [B, 4, h, w], t and g [B] -> the guided prediction."""
+    def predict(self, x: Tensor, t: Tensor, g: Tensor, text: Text, guide: nn.Module | None = None,
+                negative: Text | None = None) -> Tensor:
+        """One pass of base and guide: x [B, 4, h, w], t and g [B] -> the guided prediction.
+
+        A negative-aware guide reads `negative`, by default the empty prompt.
+        """
         guide = guide or self.guide
-        residuals = guide(x, t, g, guide.read_text(text.tokens.to(x)), self.base.vector(text, *x.shape[-2:]))
-        return self.base(x, t, text, residuals)
+
+        def walk(text: Text) -> Walk:
+            return guide.walk(x, t, g, guide.read_text(text.tokens.to(x)), self.base.vector(text, *x.shape[-2:]))
+
+        if not self.negatives:
+            return self.base(x, t, text, walk(text))
+        if negative is None:
+            negative = stack_texts([self.trajectories.text_of("")] * len(x))
+        return self.base(x, t, text, Difference(walk(text), walk(negative)))
 
     def loss(self) -> Loss:
         """Mean squared error to the guided prediction (stage 1), or to two of the teacher's steps (stage 2)."""
@@ -154,7 +173,9 @@ class GuideSubject:
         device = self.base.device
         x, t, g = (part.to(device) for part in (states.x, states.t, states.g))
         target = guided(states.conditional.to(device), states.unconditional.to(device), g)
-        return (self.predict(x, t, g, states.text).float() - target).square().flatten(1).mean(1)
+        made = self.predict(x, t, g, states.text, negative=states.negative)
+        error = (made.float() - target).square().flatten(1).mean(1)
+        return error * scale_weight(g) if self.recipe.weighting == BY_SCALE else error
 
     def two_steps(self, states: States) -> Tensor:
         """Stage 2's error of each row [B]: the student's eps at t against the one that lands where two steps end."""
@@ -165,13 +186,14 @@ class GuideSubject:
         last = [after[time] for time in middle]
         sigma_t, sigma_m, sigma_s = (self.sigma(each) for each in (states.t.tolist(), middle, last))
         with torch.no_grad():
-            first = self.predict(x, t, g, states.text, self.teacher).float()
+            first = self.predict(x, t, g, states.text, self.teacher, states.negative).float()
             x0, eps1 = self.levels.split(x, first, t)
             m = torch.tensor(middle, device=device)
             between = self.levels.add_noise(x0, eps1, m)
-            _, eps2 = self.levels.split(between, self.predict(between, m, g, states.text, self.teacher).float(), m)
+            second = self.predict(between, m, g, states.text, self.teacher, states.negative).float()
+            _, eps2 = self.levels.split(between, second, m)
             target = two_steps_in_one(eps1, eps2, sigma_t, sigma_m, sigma_s)
-        _, eps = self.levels.split(x, self.predict(x, t, g, states.text).float(), t)
+        _, eps = self.levels.split(x, self.predict(x, t, g, states.text, negative=states.negative).float(), t)
         error = (eps - target).square().flatten(1).mean(1)
         return step_weight(sigma_t) * error
 
@@ -193,7 +215,8 @@ class GuideSubject:
     def provenance(self, then: Mapping[str, str]) -> dict[str, str]:
         """What a checkpoint must agree on to be resumed here."""
         recipe = self.recipe
-        return {"trajectories": self.trajectories.name, "kind": recipe.kind, "batch size": str(recipe.batch_size),
+        return {"trajectories": self.trajectories.name, "kind": f"{recipe.kind}{', fed' * self.config.fed}",
+                "weighting": recipe.weighting, "batch size": str(recipe.batch_size),
                 "student steps": str(recipe.student_steps), "text model": self.codec.clip_name,
                 "start": "scratch" if self.warm is None else f"{self.warm.source} ({weights_name(self.warm.network)})",
                 "image model": identity_as(self.model, then.get("image model"))}
@@ -224,7 +247,7 @@ class GuideSubject:
         for g in MEASURED_G:
             states = self.trajectories.states(chosen, torch.full((count,), g))
             x, t, scale = (part.to(self.base.device) for part in (states.x, states.t, states.g))
-            predicted = self.predict(x, t, scale, states.text).float()
+            predicted = self.predict(x, t, scale, states.text, negative=states.negative).float()
             parts = (states.conditional.to(x), states.unconditional.to(x))
             found[f"FGU {g:g}"] = float(unexplained(predicted, *parts, scale)[there].median())
         return found
@@ -255,7 +278,21 @@ def config_of(model, recipe: GuideRecipe, levels: NoiseLevels, size: tuple[int, 
     sigmas = [*sigmas_of(levels, grid(recipe.student_steps)), 0.0] if recipe.student_steps else []
     plain = {name: value for name, value in unet.items() if name != "dtype"} if recipe.kind == FULL else None
     return GuideConfig(recipe.kind, family_of(model), levels.prediction, shape_of(unet), recipe.g_min, recipe.g_max,
-                       max(size), tuple(sigmas), model_identity(model), plain)
+                       max(size), tuple(sigmas), model_identity(model), plain, recipe.fed and recipe.kind == TINY)
+
+
+def pictures_of(path: Path | str, model, vae, clip, size: tuple[int, int]) -> Pictures:
+    """The pictures of a folder or of shards as latents of the MODEL. Raises ImageFolderError."""
+    source = images_at(path, ImageSettings(*size), comfy.model_management.throw_exception_if_processing_interrupted)
+    codec = HostCodec(vae, clip)
+
+    def latents(number: int) -> Tensor:
+        with torch.inference_mode(False), torch.no_grad():
+            return model.model.process_latent_in(codec.latents(source.pixels(number)[None]).clone())[0]
+
+    numbers = range(len(source))
+    return Pictures([f"{codec.vae_name} {source.key(number)}" for number in numbers],
+                    [source.caption(number) for number in numbers], latents)
 
 
 def sigmas_of(levels: NoiseLevels, times: Sequence[int]) -> list[float]:

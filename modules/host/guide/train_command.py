@@ -15,6 +15,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, metavar="FILE",
                         help=f"image model: a checkpoint with VAE and CLIP, or {SPRITES}")
     parser.add_argument("--prompts", required=True, type=Path, metavar="FILE", help="text file, one prompt a line")
+    parser.add_argument("--negatives", type=Path, metavar="FILE",
+                        help="text file of negative prompts: the guide will read the negative prompt")
+    parser.add_argument("--pictures", metavar="FOLDER", help="pictures or shards, learned from with noise on them too")
     parser.add_argument("--size", default="512x512", help="WxH in pixels of what is sampled")
     parser.add_argument("--start", type=Path, metavar="FILE", help="guide to start from: top-up, or stage 2")
     parser.add_argument("--cache", type=Path, help="where trajectories are kept; default: beside the output")
@@ -37,9 +40,10 @@ def _train(args: argparse.Namespace) -> None:
     recipe, together = recipe_options.recipe_of(args, GuideRecipe), processes()
     model, clip, vae = image_model.load_image_model(None if args.checkpoint == SPRITES else Path(args.checkpoint))
     beside = args.out.with_suffix("")
-    prompts = args.prompts.read_text(encoding="utf-8").splitlines()
+    prompts, negatives = (path.read_text(encoding="utf-8").splitlines() if path else []
+                          for path in (args.prompts, args.negatives))
     subject = GuideSubject(model, vae, clip, prompts, recipe, size,
                            load_guide(args.start) if args.start else None,
-                           args.cache or beside.with_name(f"{beside.name}_trajectories"))
+                           args.cache or beside.with_name(f"{beside.name}_trajectories"), negatives, args.pictures)
     train_to_file(subject, args.out, args.resume, together, lambda loaded: write_guide(
         args.out, loaded.config, loaded.network.state_dict(), loaded.metadata))

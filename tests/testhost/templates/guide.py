@@ -13,8 +13,8 @@ OWN = ("\n\n**With your own SD1.5 checkpoint:** there is no guide for it in the 
 def guided(model: str, key: str = "guided", guide: str = "guide") -> dict:
     """A guide on the MODEL of node `model`."""
     return {key: node("FrozenApplyGuideModel", model=[model, 0], guide_model=[guide, 0], guidance=0.0, strength=1.0,
-                      start_percent=0.0, end_percent=1.0, schedule="constant", mode="one pass", extrapolate=False,
-                      allow_distilled=False)}
+                      start_percent=0.0, end_percent=1.0, schedule="constant", mode="one pass", scales="",
+                      extrapolate=False, allow_distilled=False)}
 
 
 def sampled(graph: dict, name: str, model: str, cfg: float) -> None:
@@ -41,10 +41,9 @@ def guidance_in_one_pass() -> Template:
                     spacing_width=8, spacing_color="white"),
         "save": node("SaveImage", images=["all", 0], filename_prefix="frozen_diffusion/guide")}
     return Template(
-        graph, "draws the same noise without guidance (top), with a guide model in one pass (middle) and with real "
-               "CFG in "
-        "two (bottom).", "the green *Prompt*, and **cfg** in both guided samplers. Then press "
-                         "**Run**.", "half a minute",
+        graph, "draws the same noise without guidance (top), with a guide model in one pass (middle) and with real CFG in "
+        "two (bottom).", "the green *Prompt*, and **cfg** in both guided samplers. Then press **Run**.",
+        "half a minute",
         [[{}, {"1 Model": ["world", "web"], "2 Guide": ["guide", "guided"]},
           {"3 Prompt": ["positive", "negative", "latent"]}, {"6 Result": ["save"]}],
          [{"4 Sampling": ["sampler", "guided sampler", "real sampler"]},
@@ -109,6 +108,35 @@ def eight_steps() -> Template:
         thumbnail=[("", "save 0", "save 1"), ("", "save 2", "save 3")])
 
 
+def negative_in_one_pass() -> Template:
+    graph = image_graph("a large fox in the middle of a blue background", frames=4, model="guided", steps=8) | {
+        "guide": node("FrozenLoadGuideModel", guide_file=SHIPPED.replace("guide.", "guide_negative."))} | guided("world")
+    graph["sampler"]["inputs"]["cfg"] = 5.0
+    graph["negative"]["inputs"]["text"] = "a striped background"
+    graph["empty"] = node("CLIPTextEncode", clip=["world", 1], text="")
+    sampled(graph, "empty", "guided", 5.0)
+    graph["empty sampler"]["inputs"]["negative"] = ["empty", 0]
+    graph |= {
+        "sheet": node("FrozenFrameSheet", frames=["decode", 0], columns=4, every=1),
+        "empty sheet": node("FrozenFrameSheet", frames=["empty decode", 0], columns=4, every=1),
+        "all": node("ImageStitch", image1=["empty sheet", 0], image2=["sheet", 0], direction="down",
+                    match_image_size=True, spacing_width=8, spacing_color="white"),
+        "save": node("SaveImage", images=["all", 0], filename_prefix="frozen_diffusion/negative")}
+    return Template(
+        graph, "keeps away from a negative prompt in one pass a step, with a guide that reads it. Above: the same noise "
+        "with an empty negative prompt.", "the red *Negative* prompt. Then press **Run**.", "a few seconds",
+        [[{}, {"1 Model": ["world"], "2 Guide": ["guide", "guided"]},
+          {"3 Prompt": ["positive", "negative", "empty", "latent"]},
+          {"4 Sampling": ["sampler", "empty sampler", "decode", "empty decode", "sheet", "empty sheet", "all"]},
+          {"5 Result": ["save"]}]],
+        "negative", "save",
+        ("The prompt says nothing of the background's texture, so the negative one can. Other guides do not read it, and "
+         "say so in the log. To train one: *Train Guide Model* with some **negatives**." + OWN,
+         "### Captions" + CAPTIONS),
+        {"sampler": "KSampler: negative prompt", "empty sampler": "KSampler: none"} | GUIDED,
+        thumbnail=[("no negative prompt, and one", "save")])
+
+
 def guide_with_motion() -> Template:
     graph = video_graph("a large cat in the middle of a green plain background, moving right", "guided_video",
                         model="guided") | {
@@ -136,17 +164,17 @@ def train_guide_model() -> Template:
                         grad_clip=1.0, accumulate=1, ema=0.98, precision="fp32", gradient_checkpointing=False,
                         checkpoint_every=100),
         "train": node("FrozenTrainGuideModel", model=["world", 0], vae=["world", 2], clip=["world", 1], prompts=prompts,
-                      kind="tiny", steps=120, learning_rate=4e-3, batch_size=8, g_min=1.0, g_max=9.0, trajectories=24,
-                      trajectory_steps=8, width=128, height=128, student_steps=0, sample_every=60,
+                      negatives="", pictures="", kind="tiny", fed=True, steps=120, learning_rate=4e-3, batch_size=8,
+                      g_min=1.0, g_max=9.0, trajectories=24, trajectory_steps=8, weighting="by scale", width=128,
+                      height=128, student_steps=0, sample_every=60,
                       checkpoint="sprite_guide_example", resume=True, seed=0, options=["options", 0]),
         "losses": node("LossGraphNode", loss=["train", 1], filename_prefix="frozen_diffusion_loss"),
         "sheet": node("PreviewImage", images=["train", 2]), "plot": node("PreviewImage", images=["train", 3]),
         "save": node("FrozenSaveGuideModel", guide_model=["train", 0], filename_prefix="guide_models/sprite_example"),
     } | text_of("save", 0)
     return Template(
-        graph, "trains a guide model for a checkpoint from prompts alone. Here 40 captions of sprite world and 200 "
-               "steps, "
-        "enough to see the guide move from the upper row to the lower.",
+        graph, "trains a guide model for a checkpoint from prompts alone. Here 40 captions of sprite world and 120 "
+        "steps, enough to see the guide move from the upper row to the lower.",
         "*Load Sprite World* for your own *Load Checkpoint*, the **prompts**, the size. Then press **Run**.",
         "five minutes",
         [[{}, {"1 Model": ["world", "options"]}, {"2 Training": ["train"]},
