@@ -1,4 +1,5 @@
-"""The command line: `python -m frozen_diffusion.cli demo-train | train motion | train guide | bench`.
+"""The command line: `python -m frozen_diffusion.cli demo-train | train motion | train guide | train motion-lora |
+bench`.
 
 The same trainers and measurements as in ComfyUI, without a page. ComfyUI itself is found by COMFYUI_PATH,
 around the installed pack, or in `.comfyui` (see modules/host/boot.py).
@@ -44,6 +45,14 @@ def train_guide(args: argparse.Namespace) -> int:
     choose_device()
     boot_comfyui()
     from .host.guide import train_command
+    return train_command.main(args)
+
+
+def train_motion_lora(args: argparse.Namespace) -> int:
+    """Learn a motion from a clip."""
+    choose_device()
+    boot_comfyui()
+    from .host.customize import train_command
     return train_command.main(args)
 
 
@@ -122,6 +131,11 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     if argv[:2] == ["train", "guide"]:
         from .host.guide import train_command
         train_command.add_arguments(guide)
+    lora = methods.add_parser("motion-lora", help="a motion LoRA from one clip")
+    lora.set_defaults(action=train_motion_lora)
+    if argv[:2] == ["train", "motion-lora"]:
+        from .host.customize import train_command
+        train_command.add_arguments(lora)
 
     measure = commands.add_parser("bench", help="run a benchmark and print its figures as JSON")
     measure.add_argument("name")

@@ -11,6 +11,8 @@ class FrozenDiffusion(ComfyExtension):
         register_weights()
         from . import (
             control,
+            customize,
+            customize_training,
             demo,
             guide,
             guide_training,
@@ -25,5 +27,5 @@ class FrozenDiffusion(ComfyExtension):
             video,
         )
         files = (demo, motion, control, harivo, training, training_options, video, guide, guide_training,
-                 h_space_inversion, h_space_injection, h_traces, latent_basis)
+                 customize, customize_training, h_space_inversion, h_space_injection, h_traces, latent_basis)
         return [node for file in files for node in file.NODES]

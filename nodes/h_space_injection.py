@@ -82,8 +82,8 @@ class FrozenHSpaceInjectionSampler(io.ComfyNode):
     @classmethod
     def execute(cls, trace, preset: str, gamma: str, apply_to: str, norm_mode: str, check: str,
                 shared_encoder: bool, **settings) -> io.NodeOutput:
+        from ..modules.curve import parse_curve
         from ..modules.host.hspace.sampling import InjectionRequest, injection_sampler
-        from ..modules.hspace.curve import parse_curve
         from ..modules.hspace.steps import with_preset
         if preset == CUSTOM:
             wanted = InjectionSettings(gamma=parse_curve(gamma), **settings)
@@ -118,8 +118,8 @@ class FrozenInjectHSpace(io.ComfyNode):
     @classmethod
     def execute(cls, model, trace, gamma: str, t_edit: float, apply_to: str, norm_mode: str, check: str,
                 gamma_skips: float) -> io.NodeOutput:
+        from ..modules.curve import parse_curve
         from ..modules.host.hspace.sampling import inject_h_space
-        from ..modules.hspace.curve import parse_curve
         return io.NodeOutput(inject_h_space(model, trace, parse_curve(gamma), t_edit, apply_to, norm_mode, check,
                                             gamma_skips))
 

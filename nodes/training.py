@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..modules.demo.paths import PATH_CLIPS
 from ..modules.motion.recipe import HEADS, NEGATIVES, MotionRecipe
 from .training_options import Options
 
@@ -23,8 +24,9 @@ class FrozenClipDataset(io.ComfyNode):
             category="frozen/motion",
             description="Finds the clips to train a motion module on. Tells which files it cannot use.",
             inputs=[
-                io.Combo.Input("source", options=[FOLDER, SPRITES], default=FOLDER,
-                               tooltip="Videos of your own in a folder, or the embedded sprite world."),
+                io.Combo.Input("source", options=[FOLDER, SPRITES, *PATH_CLIPS], default=FOLDER,
+                               tooltip="Videos of your own in a folder, or the embedded sprite world; or one clip of "
+                                       "a motion that no motion module here knows."),
                 io.String.Input("folder", default="",
                                 tooltip="Folder with video files, or with subfolders of numbered pictures: "
                                         "an absolute path, or one inside ComfyUI's input folder. Captions: "
@@ -73,8 +75,11 @@ class FrozenClipDataset(io.ComfyNode):
         from ..modules.host.clip_dataset import clips_of_folder, preview_rows
         from ..modules.host.progress import show_text
         settings = ClipSettings(**settings)
-        clips = (SpriteClips(settings.max_clips or 512, settings, seed) if source == SPRITES
-                 else clips_of_folder(folder, settings))
+        if source in PATH_CLIPS:
+            clips = PATH_CLIPS[source]()
+        else:
+            clips = (SpriteClips(settings.max_clips or 512, settings, seed) if source == SPRITES
+                     else clips_of_folder(folder, settings))
         text = clips.report()
         return io.NodeOutput(clips, text, preview_rows(clips), ui=show_text(text, cls.hidden.unique_id))
 

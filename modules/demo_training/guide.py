@@ -19,9 +19,9 @@ from .parts import follow, publish
 PROMPTS, SIDE = 648, 128
 STAGE_1 = GuideRecipe(steps=9000, learning_rate=1.2e-2, batch_size=4, trajectories=640, fed=True, weighting=BY_SCALE,
                       optimizer="muon-conv", ema=0.999, checkpoint_every=200)
-STAGE_2 = GuideRecipe(steps=1500, learning_rate=1e-3, batch_size=4, trajectories=320, ema=0.99, checkpoint_every=100,
-                      student_steps=8)
-NEGATIVE = replace(STAGE_1, steps=2500, learning_rate=1.5e-3, trajectories=320, ema=0.99)
+STAGE_2 = GuideRecipe(steps=700, learning_rate=4e-3, batch_size=4, trajectories=320, optimizer="muon-conv", ema=0.99,
+                      checkpoint_every=100, student_steps=8)
+NEGATIVE = replace(STAGE_1, steps=1800, learning_rate=4e-3, trajectories=320, ema=0.99)
 WHOLE_GUIDE = GuideRecipe(steps=1500, learning_rate=1e-3, batch_size=4, kind=FULL, trajectories=640, weighting=BY_SCALE,
                    ema=0.99, checkpoint_every=100)
 

@@ -21,7 +21,7 @@ G_END = 14.0                # the g that lies where timestep 1000 would on the a
 MAX_PERIOD = 10000.0
 OUTPUT_STD = 0.02           # of the outputs' initial weights: with zeros the rest learns nothing in the first steps
 
-KeysAndValues = tuple[Tensor, Tensor]
+KeysAndValues = tuple[Tensor, ...]          # of the prompt and, for a negative-aware guide, of the negative one
 
 
 def sinusoids(position: Tensor, channels: int) -> Tensor:
@@ -72,9 +72,9 @@ class ResBlock(nn.Module):
 
 
 class TextAttention(nn.Module):
-    """Cross-attention to the text with a residual."""
+    """Cross-attention to the text with a residual, and to the negative prompt where it is asked for (9.2)."""
 
-    def __init__(self, width: int, context: int, head: int, operations, **factory):
+    def __init__(self, width: int, context: int, head: int, negative: bool, operations, **factory):
         super().__init__()
         self.heads = max(1, width // head)
         self.norm = operations.GroupNorm(groups_of(width), width, **factory)
@@ -82,19 +82,30 @@ class TextAttention(nn.Module):
         self.to_k = operations.Linear(context, width, bias=False, **factory)
         self.to_v = operations.Linear(context, width, bias=False, **factory)
         self.to_out = operations.Linear(width, width, **factory)
+        if negative:
+            self.to_k_neg = operations.Linear(context, width, bias=False, **factory)
+            self.to_v_neg = operations.Linear(context, width, bias=False, **factory)
+            self.to_out_neg = operations.Linear(width, width, bias=False, **factory)
 
-    def keys_and_values(self, context: Tensor) -> KeysAndValues:
-        """context [B, L, D] -> k and v [B, heads, L, d]; they depend on nothing else."""
-        k, v = (rearrange(project(context), "b l (h d) -> b h l d", h=self.heads)
-                for project in (self.to_k, self.to_v))
-        return k, v
+    def keys_and_values(self, context: Tensor, negative: Tensor | None) -> KeysAndValues:
+        """context, negative [B, L, D] -> k and v [B, heads, L, d] of each; they depend on nothing else."""
+        pairs = [(self.to_k, context), (self.to_v, context)]
+        if negative is not None:
+            pairs += [(self.to_k_neg, negative), (self.to_v_neg, negative)]
+        return tuple(rearrange(project(words), "b l (h d) -> b h l d", h=self.heads) for project, words in pairs)
 
     def forward(self, x: Tensor, text: KeysAndValues) -> Tensor:
         q = self.to_q(rearrange(self.norm(x), "b c y x -> b (y x) c"))
         q = rearrange(q, "b n (h d) -> b h n d", h=self.heads)
-        h = F.scaled_dot_product_attention(q, *text)                            # [B, heads, N, d]
-        h = self.to_out(rearrange(h, "b h n d -> b n (h d)"))
+        h = self.to_out(self.attend(q, *text[:2]))
+        if len(text) > 2:
+            h = h + self.to_out_neg(self.attend(q, *text[2:]))
         return x + rearrange(h, "b (y x) c -> b c y x", y=x.shape[2])
+
+    @staticmethod
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """[B, heads, N, d] -> [B, N, heads d]"""
+        return rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
 
 
 class Walk:
@@ -126,30 +137,15 @@ class Walk:
         return [*(self.skip(number, features[number] if features else None) for number in skips), self.middle()]
 
 
-class Difference:
-    """A walk with the prompt less one with the negative prompt: what a negative-aware guide adds (9.2).
-
-    Of the same text twice it is exactly zero, as guidance is.
-    """
-
-    def __init__(self, prompt: Walk, negative: Walk):
-        self.prompt, self.negative = prompt, negative
-
-    def skip(self, number: int, feature: Tensor | None = None) -> Tensor:
-        return self.prompt.skip(number, feature) - self.negative.skip(number, feature)
-
-    def middle(self) -> Tensor:
-        return self.prompt.middle() - self.negative.middle()
-
-
 class Block(nn.Module):
     """A residual block, followed by the text where its level sees it."""
 
-    def __init__(self, inputs: int, width: int, sees_text: bool, shape: GuideShape, operations, **factory):
+    def __init__(self, inputs: int, width: int, sees_text: bool, shape: GuideShape, negative: bool, operations,
+                 **factory):
         super().__init__()
         self.res = ResBlock(inputs, width, shape.embedding, operations, **factory)
-        self.text = (TextAttention(width, shape.context_dim, shape.widths[0], operations, **factory) if sees_text
-                     else None)
+        self.text = (TextAttention(width, shape.context_dim, shape.widths[0], negative, operations, **factory)
+                     if sees_text else None)
 
     def forward(self, x: Tensor, emb: Tensor, text: KeysAndValues | None) -> Tensor:
         x = self.res(x, emb)
@@ -162,11 +158,12 @@ class TinyGuide(nn.Module):
     Args:
         shape: of the base and of the guide.
         fed: whether the base's encoder features are read beside the guide's own (10).
+        negative: whether a negative prompt is read as well (9.2).
     """
 
-    def __init__(self, shape: GuideShape, fed: bool = False, operations=nn, **factory):
+    def __init__(self, shape: GuideShape, fed: bool = False, negative: bool = False, operations=nn, **factory):
         super().__init__()
-        self.shape, self.fed = shape, fed
+        self.shape, self.fed, self.negative = shape, fed, negative
         self.time = two_layers(shape.time_channels, shape.embedding, operations, **factory)
         self.scale = two_layers(shape.embedding, shape.embedding, operations, **factory)
         self.vector = two_layers(shape.vector_dim, shape.embedding, operations, **factory) if shape.vector_dim else None
@@ -179,12 +176,13 @@ class TinyGuide(nn.Module):
                 self.blocks.append(operations.Conv2d(width, width, 3, stride=2, padding=1, **factory))
             else:
                 wide = shape.widths[level]
-                self.blocks.append(Block(width, wide, level in shape.text_levels, shape, operations, **factory))
+                self.blocks.append(Block(width, wide, level in shape.text_levels, shape, negative, operations,
+                                         **factory))
                 width = wide
             if fed:
                 self.feeds.append(operations.Conv2d(channels, width, 1, bias=False, **factory))
-        self.middle = nn.ModuleList([Block(width, width, True, shape, operations, **factory),
-                                     Block(width, width, False, shape, operations, **factory)])
+        self.middle = nn.ModuleList([Block(width, width, sees_text, shape, negative, operations, **factory)
+                                     for sees_text in (True, False)])
         widths = [shape.widths[max(0, shape.level(skip))] if skip else shape.widths[0] for skip in
                   range(len(shape.skips))]
         self.outputs = nn.ModuleList([operations.Conv2d(inner, outer, 1, **factory) for inner, outer in
@@ -195,9 +193,9 @@ class TinyGuide(nn.Module):
         return [block.text for block in [*self.blocks, *self.middle]
                 if isinstance(block, Block) and block.text is not None]
 
-    def read_text(self, context: Tensor) -> list[KeysAndValues]:
-        """Keys and values of a text [B, L, D] for every block that reads it: the same at every step of a run."""
-        return [block.keys_and_values(context) for block in self.text_blocks()]
+    def read_text(self, context: Tensor, negative: Tensor | None = None) -> list[KeysAndValues]:
+        """Keys and values of texts [B, L, D] for every block that reads them: the same at every step of a run."""
+        return [block.keys_and_values(context, negative) for block in self.text_blocks()]
 
     def walk(self, x: Tensor, t: Tensor, g: Tensor, text: Sequence[KeysAndValues],
              vector: Tensor | None = None) -> Walk:
@@ -247,4 +245,6 @@ def fresh_guide(shape: GuideShape, seed: int, output_std: float = OUTPUT_STD, **
             nn.init.zeros_(layer.bias)
         nn.init.zeros_(guide.scale[-1].weight)
         nn.init.zeros_(guide.scale[-1].bias)
+        for block in guide.text_blocks() if guide.negative else ():
+            nn.init.zeros_(block.to_out_neg.weight)         # a guide that did not read it goes on as it was
     return guide

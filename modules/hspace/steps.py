@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .curve import Curve
+from ..curve import Curve
 
 T = 1000                    # timesteps of the model
 PAPER_STEPS = 30            # injected steps of the paper's setting, by which `auto_gamma` scales

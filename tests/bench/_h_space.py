@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from bench._sprite_world import World, condition
 
+from frozen_diffusion.modules.curve import Curve
 from frozen_diffusion.modules.demo.oracle import Reading, read_pictures
 from frozen_diffusion.modules.demo.renderer import render
 from frozen_diffusion.modules.demo.world import TEXTURE_WORDS, Scene, caption, random_scene
@@ -15,7 +16,6 @@ from frozen_diffusion.modules.host.guiders import guider_of
 from frozen_diffusion.modules.host.hspace.inversion import invert
 from frozen_diffusion.modules.host.hspace.sampling import InjectionRequest, injection_sampler
 from frozen_diffusion.modules.host.vae import vae_pixels
-from frozen_diffusion.modules.hspace.curve import Curve
 from frozen_diffusion.modules.hspace.steps import InjectionSettings
 from frozen_diffusion.modules.hspace.trace import HTrace, feature_names
 from frozen_diffusion.modules.seeding import stream

@@ -168,18 +168,6 @@ def test_a_negative_aware_guide_reads_it(base, lines):
         by(none)
 
 
-def test_a_negative_aware_guide_of_sdxl_reads_its_vector(tiny_sdxl):
-    model = tiny_sdxl()
-    aware = guide_for(model, family="sdxl", negative_aware=True)
-
-    def made(**negative):
-        own = guider(apply_guide(model, aware, GuideSettings()), 5.0)
-        own.set_conds(conditioning(1), conditioning(2, **negative))
-        return by(own)
-
-    assert (made() - made(pooled_output=torch.ones(1, 1280))).abs().max() > 1e-4
-
-
 def test_several_prompts_each_get_their_own_walk(base):
     """Halves by masks, a crop by an area, parts of the sampling: what each text adds stands on its own rows."""
     loaded = guide_for(base)
@@ -308,8 +296,8 @@ def test_real_guidance_for_some_steps(base):
     assert rows == [1] * 3
 
 
-def test_an_empty_prompt_is_left_nearly_alone(sprite_base):
-    """The shipped guide has learned to be silent without text."""
+def test_an_empty_prompt_is_left_alone(sprite_base):
+    """Guidance of the empty prompt away from the empty prompt is none: the guide knows its encoding."""
     model, clip, loaded = sprite_base
     text = {name: clip.encode_from_tokens_scheduled(clip.tokenize(words)) for name, words in
             (("empty", ""), ("full", caption(random_scene(random.Random(1)))))}
@@ -318,10 +306,10 @@ def test_an_empty_prompt_is_left_nearly_alone(sprite_base):
         own = [guider(each, cfg) for each, cfg in ((model, 1.0), (apply_guide(model, loaded, GuideSettings()), 5.0))]
         for each in own:
             each.set_conds(text[prompt], text["empty"])
-        plain, guided = (by(each, steps=1) for each in own)             # of more steps, runs part by themselves
+        plain, guided = (by(each) for each in own)
         return float((guided - plain).square().mean())
 
-    assert change("empty") < 0.1 * change("full")
+    assert change("empty") == 0 < change("full")
 
 
 @pytest.fixture(scope="module")

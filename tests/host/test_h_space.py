@@ -11,11 +11,11 @@ from comfy_extras.nodes_context_windows import ContextWindowsManualNode
 from comfy_extras.nodes_freelunch import FreeU
 from h_space_examples import PLAIN, SIZE, comfy_sampler, guider, injected, levels, record, run, with_hook
 
+from frozen_diffusion.modules.curve import parse_curve
 from frozen_diffusion.modules.host.calls import KEY, NEGATIVE, PROMPT, CallRoles, know_roles
 from frozen_diffusion.modules.host.hspace.capture import Capture, HSpaceTap, with_first_patch
 from frozen_diffusion.modules.host.hspace.inversion import invert
 from frozen_diffusion.modules.host.weights import model_identity
-from frozen_diffusion.modules.hspace.curve import parse_curve
 from frozen_diffusion.modules.hspace.steps import InjectionSettings
 from frozen_diffusion.modules.hspace.trace import HTrace, TraceError, masked
 from frozen_diffusion.modules.seeding import stream

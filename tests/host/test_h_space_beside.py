@@ -10,11 +10,11 @@ from control_examples import random_control_net, random_model
 from h_space_examples import PLAIN, SIZE, comfy_sampler, guider, injected, levels, record, run, with_hook
 from motion_examples import TINY, random_motion
 
+from frozen_diffusion.modules.curve import parse_curve
 from frozen_diffusion.modules.demo import models
 from frozen_diffusion.modules.host.calls import know_roles
 from frozen_diffusion.modules.host.hspace.capture import Capture, HSpaceTap, with_first_patch
 from frozen_diffusion.modules.host.motion.apply import apply_motion, hold_motion
-from frozen_diffusion.modules.hspace.curve import parse_curve
 from frozen_diffusion.modules.hspace.slerp import inject, norms
 from frozen_diffusion.modules.hspace.steps import InjectionSettings
 from frozen_diffusion.modules.hspace.trace import HTrace, TraceError

@@ -14,12 +14,12 @@ from h_space_examples import PLAIN, QUICK, SIZE, comfy_sampler, guider, injected
 from motion_examples import TINY, random_motion
 from training_examples import preview_vae
 
+from frozen_diffusion.modules.curve import parse_curve
 from frozen_diffusion.modules.host.hspace.capture import Injection
 from frozen_diffusion.modules.host.hspace.inversion import invert
 from frozen_diffusion.modules.host.hspace.t_edit import calibrate
 from frozen_diffusion.modules.host.motion.apply import apply_motion, hold_motion
 from frozen_diffusion.modules.host.weights import model_identity
-from frozen_diffusion.modules.hspace.curve import parse_curve
 from frozen_diffusion.modules.hspace.steps import InjectionSettings
 from frozen_diffusion.modules.hspace.trace import HTrace, TraceError, beside, masked
 from frozen_diffusion.modules.motion.module import MotionConfig

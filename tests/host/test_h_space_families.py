@@ -8,9 +8,9 @@ from comfy_extras import nodes_custom_sampler as custom
 from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 from h_space_examples import PLAIN, SIZE, comfy_sampler, guider, injected, record, run
 
+from frozen_diffusion.modules.curve import parse_curve
 from frozen_diffusion.modules.host.hspace.inversion import invert
 from frozen_diffusion.modules.host.weights import model_identity
-from frozen_diffusion.modules.hspace.curve import parse_curve
 from frozen_diffusion.modules.hspace.steps import InjectionSettings
 from frozen_diffusion.modules.hspace.trace import HTrace, TraceError
 from frozen_diffusion.modules.seeding import stream

@@ -14,7 +14,9 @@ import tomllib
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [path for folder in ("modules", "nodes") for path in sorted((ROOT / folder).rglob("*.py"))]
 METHODS = {"motion", "guide", "customize", "hspace", "basis", "metrics", "furrygan"}
-FLOORS = [["files", "pictures", "seeding"], ["hspace", "basis", "metrics", "clips", "data"], ["training", "demo"],
+BUILDS_ON = {("customize", "motion")}      # a motion LoRA is a change of a motion module
+FLOORS = [["curve", "files", "pictures", "seeding"], ["hspace", "basis", "metrics", "clips", "data"],
+          ["training", "demo"],
           ["motion", "guide", "customize", "furrygan"], ["host"], [f"host/{method}" for method in sorted(METHODS)],
           ["nodes", "demo_training"], ["cli"]]          # from the lowest up; imports run down
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -74,7 +76,8 @@ def rooms_crossed() -> list[str]:
     """Imports from one method's room into another's."""
     method = {room: room.removeprefix("host/") for room in FLOOR}
     return [f"{file} imports from {there}" for file, here, there in arrows()
-            if {method[here], method[there]} <= METHODS and method[here] != method[there]]
+            if {method[here], method[there]} <= METHODS and method[here] != method[there]
+            and (method[here], method[there]) not in BUILDS_ON]
 
 
 def upward_arrows() -> list[str]:

@@ -18,7 +18,7 @@ from frozen_diffusion.modules.guide.distillation import (
     unexplained,
 )
 from frozen_diffusion.modules.guide.files import GuideConfig, GuideFileError, read_guide, write_guide
-from frozen_diffusion.modules.guide.networks import Difference, fresh_guide
+from frozen_diffusion.modules.guide.networks import fresh_guide
 from frozen_diffusion.modules.guide.recipe import GuideRecipe
 from frozen_diffusion.modules.guide.rollout import distance_ratio, rollout
 from frozen_diffusion.modules.guide.shape import shape_of
@@ -92,22 +92,22 @@ def test_what_the_guide_sees():
     assert torch.equal(one, same)
 
 
-def test_a_walk_less_another():
-    """A negative-aware guide: of the same text twice it adds nothing at all."""
-    guide = fresh_guide(shape_of(UNET), 0, output_std=0.3).requires_grad_(False)
+def test_a_negative_aware_guide_reads_two_texts():
+    """At initialisation it is the guide that reads one; trained, the negative prompt changes every residual."""
+    plain, aware = (fresh_guide(shape_of(UNET), 0, output_std=0.3, negative=negative).requires_grad_(False)
+                    for negative in (False, True))
+    aware.load_state_dict(plain.state_dict(), strict=False)
     x, t, g = noise(1, 4, 16, 16), torch.tensor([300]), torch.tensor([5.0])
-    one, two = (noise(1, 7, 128, name=name) for name in ("one", "two"))
+    one, two, three = (noise(1, length, 128, name=f"text {length}") for length in (7, 9, 11))
 
-    def less(negative):
-        walks = [guide.walk(x, t, g, guide.read_text(text)) for text in (one, negative)]
-        both = Difference(*walks)
-        return [*(both.skip(number) for number in range(len(guide.blocks))), both.middle()]
+    def look(negative):
+        return aware(x, t, g, aware.read_text(one, negative))
 
-    assert all(part.abs().max() == 0 for part in less(one))
-    own = guide(x, t, g, guide.read_text(one))
-    other = guide(x, t, g, guide.read_text(two))
-    for made, first, second in zip(less(two), own, other, strict=True):
-        torch.testing.assert_close(made, first - second)
+    assert all(torch.equal(*pair) for pair in zip(look(two), plain(x, t, g, plain.read_text(one)), strict=True))
+    for block in aware.text_blocks():
+        torch.nn.init.normal_(block.to_out_neg.weight)
+    changed = [not torch.equal(*pair) for pair in zip(look(two), look(three), strict=True)]
+    assert any(changed) and changed[-1]
 
 
 def test_a_fed_guide_reads_features_of_any_size():

@@ -7,8 +7,8 @@ from itertools import pairwise
 import pytest
 import torch
 
+from frozen_diffusion.modules.curve import Curve, parse_curve
 from frozen_diffusion.modules.files.atomic_write import write_atomically
-from frozen_diffusion.modules.hspace.curve import Curve, parse_curve
 from frozen_diffusion.modules.hspace.slerp import angles, inject, norms, slerp, spherical_mean
 from frozen_diffusion.modules.hspace.steps import (
     PRESETS,

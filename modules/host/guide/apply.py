@@ -18,7 +18,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...guide.files import GuideConfig, marks_of_text
-from ...guide.networks import Difference, Walk
+from ...guide.networks import Walk
 from ..calls import PROMPT, Chunk, chunks_of, know_roles, unknown_role
 from ..schedules import check_percents
 from .files import LoadedGuide, check_fit
@@ -125,9 +125,13 @@ def on_grid(sigmas: Tensor, grid: Sequence[float]) -> bool:
 def empty_prompt(conds: Sequence[Mapping] | None, config: GuideConfig) -> bool:
     """Whether there is no negative prompt, or one whose text is that of "" as the guide knows it from its training."""
     texts = [cond["cross_attn"] for cond in conds or () if cond.get("cross_attn") is not None]
+    return all(not text.any() or is_empty_text(text, config) for text in texts)
+
+
+def is_empty_text(text: Tensor, config: GuideConfig) -> bool:
+    """Whether an encoded text is that of "", as the guide knows it from its training."""
     known = torch.tensor(config.empty_text)
-    return all(not text.any() or (len(known) and torch.allclose(marks_of_text(text), known, rtol=0.02, atol=0.02))
-               for text in texts)
+    return len(known) > 0 and torch.allclose(marks_of_text(text), known, rtol=0.02, atol=0.02)
 
 
 def active(cond: Mapping, sigma: float) -> bool:
@@ -135,16 +139,11 @@ def active(cond: Mapping, sigma: float) -> bool:
     return sigma <= cond.get("timestep_start", math.inf) and sigma >= cond.get("timestep_end", -math.inf)
 
 
-@dataclass(frozen=True)
-class Negative:
-    """A negative prompt as the host has encoded it: text [1 or B, L, D], and the vector of SDXL."""
-    text: Tensor
-    vector: Tensor | None
-
-    def rows(self, count: int, context: Tensor, vector: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """For so many rows, in type and place of the prompt's."""
-        text = comfy.utils.repeat_to_batch_size(self.text, count).to(context)
-        return text, None if vector is None else comfy.utils.repeat_to_batch_size(self.vector, count).to(vector)
+def same_text(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether two encoded texts are one, or both missing."""
+    if one is None or other is None:
+        return one is other
+    return one.shape == other.shape and torch.equal(one, other)
 
 
 @dataclass
@@ -153,25 +152,24 @@ class GuideRun:
 
     Attributes:
         g: the scale of the call at hand, or one of each picture; None outside of a guidance that is known.
-        negative: the prompt to be guided away from, for a negative-aware guide.
+        negative: text [1 or B, L, D] to be guided away from, for a negative-aware guide.
         texts: keys and values by conditioning, with the text that they were made of.
+        empty: whether a conditioning is the empty prompt.
     """
     sigmas: tuple[float, float]
     g: tuple[float, ...] | None = None
-    negative: Negative | None = None
+    negative: Tensor | None = None
     texts: dict = field(default_factory=dict)
+    empty: dict = field(default_factory=dict)
     warned: set[str] = field(default_factory=set)
     report: GuideReport | None = None
 
     def warn(self, text: str) -> None:
-        """Once a run, also in the report."""
-        if text not in self.warned:
-            self.tell(text, logging.WARNING)
-
-    def tell(self, text: str, level: int = logging.INFO) -> None:
-        """A line for the log and the report."""
+        """Once a run, into the log and the report."""
+        if text in self.warned:
+            return
         self.warned.add(text)
-        logging.log(level, "Frozen Diffusion: %s", text)
+        logging.warning("Frozen Diffusion: %s", text)
         if self.report is not None:
             self.report.notes.append(text)
 
@@ -245,8 +243,8 @@ class Guide:
         step = int((levels - float(timestep[0])).abs().argmin())
         return 0.5 * (1 + math.cos(math.pi * step / max(1, len(levels) - 2)))
 
-    def negative_of(self, run: GuideRun, guider, sigma: float) -> Negative | None:
-        """The negative prompt of this step, for a guide that reads one."""
+    def negative_of(self, run: GuideRun, guider, sigma: float) -> Tensor | None:
+        """The text [1 or B, L, D] of the negative prompt of this step, for a guide that reads one."""
         if not self.loaded.config.negative_aware:
             return None
         there = [cond for cond in guider.conds.get("negative") or () if active(cond, sigma)]
@@ -257,9 +255,7 @@ class Guide:
         if len(there) > 1 or any(name in there[0] for name in ("area", "mask")):
             run.warn("of several negative prompts, or of one for a part of the picture, the guide reads the first, for "
                      "the whole picture.")
-        parts = there[0]["model_conds"]
-        vector = parts.get("y")
-        return Negative(parts["c_crossattn"].cond, None if vector is None else vector.cond)
+        return there[0]["model_conds"]["c_crossattn"].cond
 
     def around_calls(self, executor, model, conds: list, *args, **kwargs) -> list[Tensor]:
         """CALC_COND_BATCH: where the second prediction was left out, the first one stands in for it."""
@@ -291,7 +287,7 @@ class Guide:
         return lowest <= float(options["sigmas"][0]) <= highest
 
     def walks(self, run: GuideRun, x: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None,
-              options: Mapping) -> list[tuple[slice, Walk | Difference]]:
+              options: Mapping) -> list[tuple[slice, Walk]]:
         """A walk of the guide for each part of the call that follows the prompt."""
         if x.shape[1] > 4:
             run.warn("the MODEL has more than 4 input channels (inpainting); the guide sees the latents alone, and "
@@ -304,24 +300,30 @@ class Guide:
                 continue
             rows = chunk.rows
             g, factor = self.in_range(run, self.of_rows(run, chunk, x.device))
-            vector = None if y is None else y[rows]
-
-            def walk(text: Tensor, vector: Tensor | None, name, rows=rows, g=g, factor=factor) -> Walk:
-                made = network.walk(x[rows, :4], timesteps[rows], g, self.read(run, name, text), vector)
-                made.factor = made.factor * factor.to(made.factor)[:, None, None, None]
-                return made
-
-            made = walk(context[rows], vector, chunk.conditioning)
+            text, negative = context[rows], None
+            if run.negative is None and self.is_empty(run, chunk.conditioning, text):       # nor is that from itself
+                continue
             if run.negative is not None:
-                made = Difference(made, walk(*run.negative.rows(len(g), context, vector), "negative"))
+                negative = comfy.utils.repeat_to_batch_size(run.negative, len(g)).to(context)
+                if torch.equal(text, negative):         # guidance of a text away from itself is none
+                    continue
+            words = self.read(run, chunk.conditioning, text, negative)
+            made = network.walk(x[rows, :4], timesteps[rows], g, words, None if y is None else y[rows])
+            made.factor = made.factor * factor.to(made.factor)[:, None, None, None]
             found.append((rows, made))
         return found
 
-    def read(self, run: GuideRun, name, text: Tensor):
-        """What the guide has read of a text, kept over the steps of a run."""
+    def is_empty(self, run: GuideRun, name, text: Tensor) -> bool:
+        """Whether a prompt is the empty one, looked at once a run."""
+        if name not in run.empty:
+            run.empty[name] = is_empty_text(text, self.loaded.config)
+        return run.empty[name]
+
+    def read(self, run: GuideRun, name, *texts: Tensor | None):
+        """What the guide has read of prompt and negative prompt, kept over the steps of a run."""
         known = run.texts.get(name)
-        if known is None or known[0].shape != text.shape or not torch.equal(known[0], text):
-            known = run.texts[name] = (text, self.loaded.network.read_text(text))
+        if known is None or not all(same_text(*pair) for pair in zip(known[0], texts, strict=True)):
+            known = run.texts[name] = (texts, self.loaded.network.read_text(*texts))
         return known[1]
 
     def of_rows(self, run: GuideRun, chunk: Chunk, device: torch.device) -> Tensor:

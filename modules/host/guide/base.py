@@ -5,7 +5,7 @@ import comfy.model_management
 from torch import Tensor
 
 from ...data.encoded import Text
-from ...guide.networks import Difference, Walk
+from ...guide.networks import Walk
 from ..attention import attend
 from ..weights import frozen_unet, size_vector
 from .inject import Injection
@@ -24,7 +24,7 @@ class FrozenBase:
         """See `size_vector`."""
         return size_vector(self.base, text.pooled, height, width)
 
-    def __call__(self, x: Tensor, t: Tensor, text: Text, walk: Walk | Difference | None = None) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, text: Text, walk: Walk | None = None) -> Tensor:
         """x [B, 4, h, w], t [B], B texts -> what the model predicts, of x's shape, with the residuals of a guide."""
         options, control = {"optimized_attention_override": attend}, None
         if walk is not None:

@@ -50,7 +50,8 @@ def hold_guide(config: GuideConfig, state: Mapping[str, Tensor], source: str,
     if config.kind == FULL:
         network = FullGuide(config.shape, config.unet, comfy.ops.manual_cast, dtype=dtype, device=offload)
     else:
-        network = TinyGuide(config.shape, config.fed, operations=comfy.ops.manual_cast, dtype=dtype, device=offload)
+        network = TinyGuide(config.shape, config.fed, config.negative_aware, comfy.ops.manual_cast, dtype=dtype,
+                            device=offload)
     wanted = {name: tuple(weight.shape) for name, weight in network.state_dict().items()}
     given = {name: tuple(weight.shape) for name, weight in state.items()}
     if wrong := sorted(name for name in wanted.keys() | given.keys() if wanted.get(name) != given.get(name)):

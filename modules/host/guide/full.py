@@ -40,8 +40,8 @@ class FullGuide(nn.Module):
                                       for channels in [*shape.skips, shape.middle]])
         self.options = {"optimized_attention_override": attend} if differentiable else {}
 
-    def read_text(self, context: Tensor) -> Tensor:
-        """The text itself: its keys and values are made inside of the copied blocks."""
+    def read_text(self, context: Tensor, negative: None = None) -> Tensor:
+        """The text itself: its keys and values are made inside of the copied blocks. It reads no negative prompt."""
         return context
 
     def walk(self, x: Tensor, t: Tensor, g: Tensor, text: Tensor, vector: Tensor | None = None) -> Walk:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...guide.networks import Difference, Walk
+from ...guide.networks import Walk
 
 RESIZED = ("another node changes the size of features inside of the U-Net (Deep Shrink and the like); the guide's "
            "residuals are resized there.")
@@ -35,7 +35,7 @@ class Injection:
         finite: whether all residuals are.
     """
 
-    def __init__(self, walks: Sequence[tuple[slice, Walk | Difference]], count: int, control: Mapping | None = None,
+    def __init__(self, walks: Sequence[tuple[slice, Walk]], count: int, control: Mapping | None = None,
                  factor: float = 1.0, told: Callable[[str], None] | None = None):
         self.walks, self.count, self.factor, self.told = walks, count, factor, told
         own = {name: list(parts) for name, parts in (control or {}).items()}

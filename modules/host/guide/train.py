@@ -16,7 +16,7 @@ from ...data.images import ImageSettings
 from ...data.sources import images_at
 from ...guide.distillation import guided, scale_weight, step_weight, two_steps_in_one, unexplained
 from ...guide.files import FULL, TINY, GuideConfig, marks_of_text
-from ...guide.networks import OUTPUT_STD, Difference, Walk, fresh_guide
+from ...guide.networks import OUTPUT_STD, fresh_guide
 from ...guide.recipe import BY_SCALE, GuideRecipe
 from ...guide.rollout import distance_ratio, rollout
 from ...guide.shape import shape_of
@@ -65,6 +65,9 @@ class GuideSubject:
             raise ValueError(f"The CLIP gives text of {self.codec.text_channels} channels, but the MODEL reads "
                              f"{wanted}. Connect the CLIP of the image model's checkpoint.")
         self.negatives = [text.strip() for text in negatives if text.strip()]
+        if self.negatives and recipe.kind == FULL:
+            raise ValueError("A full guide is a copy of the base and reads one text; negatives are for a tiny one. Set "
+                             "kind to tiny, or leave negatives empty.")
         self.config = replace(config_of(model, recipe, self.levels, size), negative_aware=bool(self.negatives),
                               empty_text=tuple(marks_of_text(self.codec.text("").tokens).tolist()))
         if warm is not None:
@@ -73,6 +76,9 @@ class GuideSubject:
                 raise ValueError(f"The training starts from a {warm.config.kind} guide, but kind is {recipe.kind}. Set "
                                  f"kind to {warm.config.kind}.")
             self.config = replace(self.config, shape=warm.config.shape, fed=warm.config.fed)
+            if warm.config.negative_aware and not self.negatives:
+                raise ValueError("The training starts from a negative-aware guide, and no negatives are given. Write "
+                                 "those that it is to go on reading.")
         elif recipe.student_steps:
             raise ValueError("Stage 2 (student_steps above 0) teaches an existing guide to take fewer steps. Connect "
                              "the guide of stage 1.")
@@ -135,10 +141,11 @@ class GuideSubject:
                 guide = fresh_full_guide(shape, self.base.unet, self.config.unet, comfy.ops.disable_weight_init,
                                          OUTPUT_STD)
         else:
-            guide = fresh_guide(shape, seed, fed=self.config.fed)
+            guide = fresh_guide(shape, seed, fed=self.config.fed, negative=self.config.negative_aware)
         if self.warm is not None:
             state = self.warm.network.state_dict()
-            guide.load_state_dict({name: weight.float().cpu() for name, weight in state.items()})
+            # A guide that has read no negative prompt begins with new weights for it, which add nothing yet.
+            guide.load_state_dict({name: weight.float().cpu() for name, weight in state.items()}, strict=False)
         return guide
 
     def predict(self, x: Tensor, t: Tensor, g: Tensor, text: Text, guide: nn.Module | None = None,
@@ -148,15 +155,10 @@ class GuideSubject:
         A negative-aware guide reads `negative`, by default the empty prompt.
         """
         guide = guide or self.guide
-
-        def walk(text: Text) -> Walk:
-            return guide.walk(x, t, g, guide.read_text(text.tokens.to(x)), self.base.vector(text, *x.shape[-2:]))
-
-        if not self.negatives:
-            return self.base(x, t, text, walk(text))
-        if negative is None:
+        if self.negatives and negative is None:
             negative = stack_texts([self.trajectories.text_of("")] * len(x))
-        return self.base(x, t, text, Difference(walk(text), walk(negative)))
+        words = guide.read_text(text.tokens.to(x), None if negative is None else negative.tokens.to(x))
+        return self.base(x, t, text, guide.walk(x, t, g, words, self.base.vector(text, *x.shape[-2:])))
 
     def loss(self) -> Loss:
         """Mean squared error to the guided prediction (stage 1), or to two of the teacher's steps (stage 2)."""

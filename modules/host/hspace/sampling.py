@@ -11,8 +11,8 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ...curve import Curve
 from ...files.provenance import same_model
-from ...hspace.curve import Curve
 from ...hspace.steps import (
     InjectionSettings,
     T,

@@ -16,6 +16,7 @@ from comfy.patcher_extension import CallbacksMP, PatcherInjection, WrappersMP
 from torch import Tensor
 
 from ...motion.module import MotionConfig, MotionModule
+from ...motion.motion_lora import MotionLoRA, MotionLoRAs
 from ..calls import chunks_of, know_roles
 from ..clips import MOTION, clips_of, has_motion_module
 from ..context_windows import frames_of_call, window_length, windows_over_batch
@@ -39,6 +40,7 @@ FAMILIES = {"sd15": comfy.supported_models.SD15, "sdxl": comfy.supported_models.
 OFFICIAL, POOLED = "official", "pooled"
 EVERY_STEP, FIRST_STEP, OFF = "every_step", "first_step", "off"
 MAPPING_MODES = (EVERY_STEP, FIRST_STEP, OFF)
+LAST_TIMESTEP = 999                     # where percent 0 of a sampling is, by the host's rule
 RUNNING = "frozen_motion_running"       # on a U-Net while it is sampled with layers: their source
 
 
@@ -51,11 +53,13 @@ class LoadedMotion:
         patcher: the host's patcher around the MotionModule, so that the host moves its weights.
         source: file name or other origin, for messages.
         metadata: of the file: train_data, licence and the like.
+        loras: motion LoRAs on it; its own weights stay as they are.
     """
     config: MotionConfig
     patcher: comfy.model_patcher.ModelPatcher
     source: str
     metadata: Mapping[str, str]
+    loras: tuple[MotionLoRA, ...] = ()
 
     @property
     def module(self) -> MotionModule:
@@ -106,7 +110,8 @@ def apply_motion(model, loaded: LoadedMotion, strength: float = 1.0, frames_per_
         return model
     sampling = MotionSampling(loaded.config, loaded.source, strength, frames_per_clip,
                               (start_percent, end_percent), POOLED in (groupnorm, loaded.config.groupnorm),
-                              loaded.module, mapping, frame_tokens, fps or loaded.config.fps, negative_tokens)
+                              loaded.module, mapping, frame_tokens, fps or loaded.config.fps, negative_tokens,
+                              loaded.loras)
     model.set_additional_models(MOTION, [loaded.patcher.clone()])
     model.set_injections(MOTION, [PatcherInjection(inject, eject)])
     model.add_callback_with_key(CallbacksMP.ON_PRE_RUN, MOTION, inject_if_ejected)
@@ -180,6 +185,7 @@ class MotionSampling:
     frame_tokens: bool
     fps: float
     negative_tokens: bool
+    loras: tuple[MotionLoRA, ...] = ()
 
     def around_sampling(self, executor, noise: Tensor, *args, **kwargs):
         """OUTER_SAMPLE: check the request, prepare the run, leave the U-Net clean however the run ends."""
@@ -187,11 +193,13 @@ class MotionSampling:
         options, unet = guider.model_options["transformer_options"], guider.model_patcher.model.diffusion_model
         if handler := guider.model_options.get("context_handler"):
             guider.model_options = {**guider.model_options, "context_handler": windows_over_batch(handler)}
-        options[MOTION] = self.prepare(noise, guider)
+        options[MOTION] = run = self.prepare(noise, guider)
         with exclusive_sampling(unet, self.source):
             try:
                 return executor(noise, *args, **kwargs)
             finally:
+                for beside in run.loras:
+                    beside.detach()
                 guider.model_patcher.eject_model()
                 unsplice(unet)                      # also after a failure during loading
 
@@ -218,7 +226,7 @@ class MotionSampling:
                             "every window gets the first %d of them.", window)
         schedule = guider.model_patcher.get_model_object("model_sampling")
         return MotionRun(frames=0 if window else clip, strength=self.strength, pooled=self.pooled,
-                         sigmas=tuple(map(schedule.percent_to_sigma, self.percents)))
+                         sigmas=tuple(map(schedule.percent_to_sigma, self.percents)), loras=[])
 
     def around_unet(self, executor, x: Tensor, timesteps, context, y, control, transformer_options: dict,
                     *args, **kwargs):
@@ -234,6 +242,7 @@ class MotionSampling:
             raise RuntimeError(f"The layers of the motion module {self.source} are not in the U-Net any more: another "
                                "use of the same image model began in the middle of this sampling. Let one end before "
                                "the next, or load the checkpoint a second time for the other.")
+        self.set_loras(run, x.device, timesteps)
         run = run_of_call(run, x.shape[0], transformer_options)
         options = {**transformer_options, MOTION: run}
         if run.active and self.maps(transformer_options):
@@ -243,6 +252,14 @@ class MotionSampling:
         pooled = run.pooled and run.active
         with pooled_groupnorm(executor.class_obj, run.frames) if pooled else nullcontext():
             return executor(x, timesteps, context, y, control, options, *args, **kwargs)
+
+    def set_loras(self, run: MotionRun, device: torch.device, timesteps: Tensor) -> None:
+        """Put the motion LoRAs beside their layers at the first call, when these are loaded, and set their strength."""
+        if not self.loras:
+            return
+        if not run.loras:
+            run.loras.append(MotionLoRAs(self.module, self.loras, device))
+        run.loras[0].at(1 - float(timesteps[0]) / LAST_TIMESTEP)
 
     def add_tokens(self, context: Tensor, frames: int, transformer_options: Mapping) -> Tensor:
         """context [(n b f), L, D], n chunks of cond and uncond, with the tokens of its frames: [(n b f), L + K, D]."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from comfy.ldm.modules.attention import SpatialTransformer
@@ -15,6 +15,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from torch import Tensor, nn
 
 from ...motion.module import DOWN_LAYERS, UP_LAYERS, MotionConfig, MotionLayer, MotionModule
+from ...motion.motion_lora import MotionLoRAs
 from ..clips import MOTION
 
 CHILD = "frozen_motion"         # name of the extra child in a block of the U-Net
@@ -31,12 +32,14 @@ class MotionRun:
         sigmas: (highest, lowest) noise level at which the layers act.
         pooled: whether the U-Net's ResBlock norms and final norm see all frames of a clip at once.
         frame_indices: [frames], which frames of their clip these are; None = the first ones.
+        loras: the motion LoRAs of the run, once they are beside their layers.
     """
     frames: int
     strength: float = 1.0
     sigmas: tuple[float, float] = EVER
     pooled: bool = False
     frame_indices: Tensor | None = None
+    loras: list[MotionLoRAs] = field(default_factory=list)
 
     @property
     def active(self) -> bool:

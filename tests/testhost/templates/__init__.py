@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import guide, h_space, harivo, latent_basis, video
+from . import customize, guide, h_space, harivo, latent_basis, video
 
 # Each chapter begins at a number of tens: a method, from the first thing to try to the last, its training at the end.
 # What a person sees, in file names and as titles in the page, is NUMBER_FUNCTION. Numbers that were given stay; the
-# free ones are for templates to come: 20 the guide model, 30 Customize-A-Video, 60 metrics, 70 foregrounds.
+# free ones are for templates to come: 60 metrics, 70 foregrounds.
 CHAPTERS = {
     "Video": {1: video.text_to_image, 2: video.text_to_video, 3: video.text_to_video_style_lora,
               4: video.animatediff_own_checkpoint, 5: video.controlnet_frames, 6: video.long_clip_context_windows,
@@ -20,13 +20,16 @@ CHAPTERS = {
                13: harivo.harivo_controlnet, 15: harivo.train_harivo},
     "Guide model": {20: guide.guidance_in_one_pass, 21: guide.guide_report, 22: guide.eight_steps,
                     23: guide.negative_in_one_pass, 24: guide.guide_with_motion, 28: guide.train_guide_model},
+    "Customize-A-Video": {30: customize.motion_from_a_clip, 31: customize.absorb_a_look, 32: customize.motion_loras},
     "h-space": {40: h_space.h_space_content_and_style, 41: h_space.h_space_masked, 42: h_space.h_space_grid,
                 43: h_space.h_space_clip, 44: h_space.h_space_any_sampler},
     "Latent basis": {50: latent_basis.latent_basis_directions, 51: latent_basis.latent_basis_transport,
                      52: latent_basis.latent_basis_prompt_slider},
 }
 REPORTS = {         # the output of each node that is a report in words, or the path of a file that was written
-    "FrozenBasisReport": 1, "FrozenCalibrateTimesteps": 3, "FrozenClipDataset": 1, "FrozenClipReport": 1,
+    "FrozenApplyMotionLoRA": 1, "FrozenBasisReport": 1, "FrozenCalibrateTimesteps": 3, "FrozenClipDataset": 1,
+    "FrozenClipDoctor": 1, "FrozenClipReport": 1, "FrozenConvertLoRA": 1, "FrozenLoadMotionLoRA": 1,
+    "FrozenSaveAbsorber": 0, "FrozenSaveMotionLoRA": 0, "FrozenTrainAbsorber": 3, "FrozenTrainMotionLoRA": 3,
     "FrozenComputeLatentBasis": 2, "FrozenEditAlongBasis": 1, "FrozenGuideReport": 1, "FrozenInvertDDIM": 4,
     "FrozenLoadGuideModel": 1, "FrozenLoadMotionModule": 1, "FrozenPromptDirection": 1, "FrozenSaveBasis": 0,
     "FrozenSaveGuideModel": 0, "FrozenSaveHTrace": 0, "FrozenSaveMotionModule": 0, "FrozenTransportBasis": 2}

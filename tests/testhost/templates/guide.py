@@ -126,9 +126,9 @@ def negative_in_one_pass() -> Template:
         graph, "keeps away from a negative prompt in one pass a step, with a guide that reads it. Above: the same noise "
         "with an empty negative prompt.", "the red *Negative* prompt. Then press **Run**.", "a few seconds",
         [[{}, {"1 Model": ["world"], "2 Guide": ["guide", "guided"]},
-          {"3 Prompt": ["positive", "negative", "empty", "latent"]},
-          {"4 Sampling": ["sampler", "empty sampler", "decode", "empty decode", "sheet", "empty sheet", "all"]},
-          {"5 Result": ["save"]}]],
+          {"3 Prompt": ["positive", "negative", "empty", "latent"]}, {"6 Result": ["save"]}],
+         [{"4 Sampling": ["sampler", "empty sampler"]},
+          {"5 Pictures": ["decode", "empty decode", "sheet", "empty sheet", "all"]}]],
         "negative", "save",
         ("The prompt says nothing of the background's texture, so the negative one can. Other guides do not read it, and "
          "say so in the log. To train one: *Train Guide Model* with some **negatives**." + OWN,
