@@ -25,6 +25,7 @@ class GuideRecipe:
     trajectory_steps: int = 16          # states of each
     empty_share: float = 0.1            # of trajectories without text, from which the guide learns to be silent
     picture_share: float = 0.25         # of trajectories that are noised pictures, where pictures are given
+    own_states: bool = False            # states are those that the guide to start from goes through by itself
     fed: bool = False                   # a tiny guide reads the base's features too
     weighting: str = EVEN               # of stage 1's states
     student_steps: int = 0              # stage 2: steps of the student; 0 = stage 1

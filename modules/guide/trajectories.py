@@ -19,6 +19,7 @@ from .distillation import guided, stratified
 from .recipe import GuideRecipe
 
 Predictor = Callable[[Tensor, Tensor, Text], Tensor]            # (x_t [B, C, h, w], t [B], texts) -> eps or v
+Follow = Callable[[Tensor, Tensor, Tensor, Text, Text], Tensor]         # the same at scales g, of texts and negatives
 AT_ONCE = 8                                                     # trajectories
 NEGATIVE_SHARE = 0.5                                            # of a negative-aware guide's; the others have ""
 
@@ -117,16 +118,18 @@ class Trajectories:
         text: gives the text model's output of a prompt.
         negatives: prompts to be guided away from, for a negative-aware guide.
         pictures: of which a share of the states are noised latents.
+        follow: predicts where a trajectory goes on, under a name for the cache; None = real guidance. States that a
+            guide goes through by itself are where its errors lead it (Ross et al. 2011, DAgger).
     """
 
     def __init__(self, prompts: Sequence[str], recipe: GuideRecipe, base: str, size: tuple[int, int, int],
                  levels: NoiseLevels, text: Callable[[str], Text], cache: TensorCache, negatives: Sequence[str] = (),
-                 pictures: Pictures = NO_PICTURES):
+                 pictures: Pictures = NO_PICTURES, follow: tuple[str, Follow] | None = None):
         if not prompts:
             raise ValueError("There is no prompt to learn from. Write some into the text box, one a line; a few "
                              "hundred different ones teach a guide best.")
         self.recipe, self.size, self.levels, self.text, self.cache = recipe, size, levels, text, cache
-        self.negatives, self.pictures = negatives, pictures
+        self.negatives, self.pictures, self.follow = negatives, pictures, follow
         self.plans = plans(prompts, recipe, negatives, pictures.captions)
         self.texts: dict[str, Text] = {}
         self.keys = [self.key(base, plan) for plan in self.plans]
@@ -135,6 +138,8 @@ class Trajectories:
         """Of a trajectory in the cache."""
         names = [base, plan.prompt, f"{plan.g:.6f}", *map(str, self.size), *map(str, plan.times),
                  str(self.recipe.seed), str(plan.number)]
+        if self.follow is not None:
+            names.append(f"by {self.follow[0]}")
         if plan.negative:
             names.append(f"less {plan.negative}")
         if plan.picture is not None:
@@ -152,6 +157,10 @@ class Trajectories:
             self.texts[prompt] = self.text(prompt)
         return self.texts[prompt]
 
+    def texts_of(self, chosen: Sequence[Plan], kind: str) -> Text:
+        """The "prompt" or the "negative" of plans."""
+        return stack_texts([self.text_of(getattr(plan, kind)) for plan in chosen])
+
     def sample(self, predict: Predictor, device: torch.device, share: Share = WHOLE) -> Iterator[tuple[int, int]]:
         """Sample what is missing; yields (trajectories done, in all)."""
         missing = self.cache.missing(self.keys, share)
@@ -168,8 +177,7 @@ class Trajectories:
         """Guided DDIM along each plan, or its picture with noise: x and both predictions [S, C, h, w] of each."""
         noise = [torch.randn(self.size, generator=stream("noise", self.recipe.seed, plan.number)) for plan in chosen]
         x, g = torch.stack(noise).to(device), torch.tensor([plan.g for plan in chosen], device=device)
-        text = stack_texts([self.text_of(plan.negative) for plan in chosen]
-                           + [self.text_of(plan.prompt) for plan in chosen])
+        text = stack_texts([self.texts_of(chosen, kind) for kind in ("negative", "prompt")])
         times = torch.tensor([plan.times for plan in chosen])                   # [B, S]
         still = {row: (self.pictures.latents(plan.picture).to(device), noise[row].to(device))
                  for row, plan in enumerate(chosen) if plan.picture is not None}
@@ -181,7 +189,9 @@ class Trajectories:
             unconditional, conditional = predict(x.repeat(2, 1, 1, 1), t.repeat(2), text).float().chunk(2)
             kept.append((x.clone(), conditional, unconditional))
             if step + 1 < times.shape[1]:
-                x0, eps = self.levels.split(x, guided(conditional, unconditional, g), t)
+                there = guided(conditional, unconditional, g) if self.follow is None else self.follow[1](
+                    x, t, g, *(self.texts_of(chosen, kind) for kind in ("prompt", "negative"))).float()
+                x0, eps = self.levels.split(x, there, t)
                 x = self.levels.add_noise(x0, eps, times[:, step + 1].to(device))
         names = ("x", "conditional", "unconditional")
         stacked = {name: torch.stack(parts, 1) for name, parts in zip(names, zip(*kept, strict=True), strict=True)}

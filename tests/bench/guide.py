@@ -39,7 +39,7 @@ def unexplained(world, network) -> dict[float, float]:
         conditional, unconditional = base(x, t, words), base(x, t, empty)
         for g in SCALES:
             scale = torch.full((STATES,), g)
-            made = base(x, t, words, network(x, t, scale, network.read_text(words.tokens)))
+            made = base(x, t, words, network.walk(x, t, scale, network.read_text(words.tokens)))
             errors[g] += float((made - guided(conditional, unconditional, scale)).square().sum())
             whole[g] += float((g - 1) ** 2 * (conditional - unconditional).square().sum())
         if step + 1 < len(times):

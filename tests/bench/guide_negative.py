@@ -1,6 +1,6 @@
 """A negative prompt at one pass: how well the negative-aware guide keeps away from it, beside real guidance.
 
-Captions that say nothing of the background's texture, once with the empty negative prompt and once with each texture
+Captions that say nothing of the background, once with the empty negative prompt and once with each texture
 as the negative one, at g = 5 in 8 steps. `avoided`: of the pictures that show the texture without it, the share that do
 not with it; `obeyed` is the guide's over real guidance's. `sprite_change`: the guide's share of right sprites with the
 negative prompt less that without. FROZEN_BENCH_PROMPTS sets the prompts (48). Name: guide-negative.
@@ -13,7 +13,7 @@ from bench._sprite_world import JUDGE, context, load_world, prompts
 
 from frozen_diffusion.modules.demo.oracle import read_pictures
 from frozen_diffusion.modules.demo.world import TEXTURE_WORDS
-from frozen_diffusion.modules.demo_training.guide import without_texture
+from frozen_diffusion.modules.demo_training.guide import without_background
 
 
 @torch.inference_mode()
@@ -28,7 +28,7 @@ def read(world, model, asked, words, negative: str) -> tuple[list[str], list[boo
 
 def run() -> dict:
     world, asked, loaded = load_world(), scenes(prompts(48)), guide_file("sprite_guide_negative")
-    words = [without_texture(scene) for scene in asked]
+    words = [without_background(scene) for scene in asked]
     rows = {}
     for way, model in (("cfg", world.model), ("guide", with_guide(world.model, loaded))):
         before, sprites = read(world, model, asked, words, "")

@@ -82,6 +82,9 @@ class GuideSubject:
         elif recipe.student_steps:
             raise ValueError("Stage 2 (student_steps above 0) teaches an existing guide to take fewer steps. Connect "
                              "the guide of stage 1.")
+        if recipe.own_states and warm is None:
+            raise ValueError("own_states are those of a guide, and there is none to start from. Connect the guide that "
+                             "is to be improved, or switch own_states off.")
         prompts = [prompt.strip() for prompt in prompts if prompt.strip()]
         kept = HELD_OUT if len(prompts) >= 4 * HELD_OUT else 0
         self.held_out = (prompts * HELD_OUT)[:HELD_OUT]         # of few prompts the same ones, with other noise
@@ -89,8 +92,10 @@ class GuideSubject:
         self.trajectories = Trajectories(
             prompts[kept:], recipe, f"{model_identity(model)} {self.levels.prediction} {self.codec.clip_name}",
             self.size, self.levels, self.text, TensorCache(cache or cache_folder("trajectories"), "A trajectory"),
-            self.negatives, pictures_of(pictures, model, vae, clip, size) if pictures else NO_PICTURES)
+            self.negatives, pictures_of(pictures, model, vae, clip, size) if pictures else NO_PICTURES,
+            (weights_name(warm.network), self.follow) if recipe.own_states else None)
         self.base: FrozenBase | None = None
+        self.leader: nn.Module | None = None
         self.measured: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
 
@@ -104,6 +109,12 @@ class GuideSubject:
                 return self.base(x, t, text)
 
         yield from self.trajectories.sample(predict, self.base.device, share)
+
+    def follow(self, x: Tensor, t: Tensor, g: Tensor, text: Text, negative: Text) -> Tensor:
+        """Where the guide that the training starts from goes by itself."""
+        if self.leader is None:
+            self.leader = self.build().to(self.base.device).requires_grad_(False)
+        return self.predict(x, t, g, text, self.leader, negative if self.negatives else None)
 
     def text(self, prompt: str) -> Text:
         """Of a prompt, for sampling and for training."""

@@ -109,7 +109,7 @@ def eight_steps() -> Template:
 
 
 def negative_in_one_pass() -> Template:
-    graph = image_graph("a large fox in the middle of a blue background", frames=4, model="guided", steps=8) | {
+    graph = image_graph("a large fox in the middle", frames=4, model="guided", steps=8) | {
         "guide": node("FrozenLoadGuideModel", guide_file=SHIPPED.replace("guide.", "guide_negative."))} | guided("world")
     graph["sampler"]["inputs"]["cfg"] = 5.0
     graph["negative"]["inputs"]["text"] = "a striped background"
@@ -130,7 +130,7 @@ def negative_in_one_pass() -> Template:
          [{"4 Sampling": ["sampler", "empty sampler"]},
           {"5 Pictures": ["decode", "empty decode", "sheet", "empty sheet", "all"]}]],
         "negative", "save",
-        ("The prompt says nothing of the background's texture, so the negative one can. Other guides do not read it, and "
+        ("The prompt says nothing of the background, so the negative one can. Other guides do not read it, and "
          "say so in the log. To train one: *Train Guide Model* with some **negatives**." + OWN,
          "### Captions" + CAPTIONS),
         {"sampler": "KSampler: negative prompt", "empty sampler": "KSampler: none"} | GUIDED,
