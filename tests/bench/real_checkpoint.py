@@ -38,6 +38,7 @@ from frozen_diffusion.modules.basis.lanczos import lanczos
 from frozen_diffusion.modules.basis.products import Jacobian
 from frozen_diffusion.modules.basis.subspace_iteration import subspace_iteration
 from frozen_diffusion.modules.basis.transport import transport
+from frozen_diffusion.modules.curve import Curve
 from frozen_diffusion.modules.host.attention import attend_plainly
 from frozen_diffusion.modules.host.basis.compute import BasisRequest, compute_basis, encoder_of, jacobian_of
 from frozen_diffusion.modules.host.basis.edit import ADDITION, GUIDANCE, EditRequest, edit
@@ -47,7 +48,6 @@ from frozen_diffusion.modules.host.hspace.inversion import invert
 from frozen_diffusion.modules.host.hspace.sampling import InjectionRequest, injection_sampler
 from frozen_diffusion.modules.host.vae import vae_pixels
 from frozen_diffusion.modules.host.weights import copy_unet
-from frozen_diffusion.modules.hspace.curve import Curve
 from frozen_diffusion.modules.hspace.steps import InjectionSettings
 from frozen_diffusion.modules.hspace.timesteps import ssim_distance
 from frozen_diffusion.modules.seeding import stream

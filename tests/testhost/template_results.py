@@ -69,6 +69,12 @@ def reduced(name: str, object_info: Mapping) -> dict:
                 inputs["max_clips"] = 4
             case "FrozenTrainMotionModule":
                 inputs |= {"steps": 2, "sample_every": 0, "trs_from": 0, "accumulate": 1}
+            case "FrozenTrainGuideModel":
+                inputs |= {"steps": 2, "sample_every": 0, "trajectories": 2, "trajectory_steps": 3}
+            case "FrozenTrainAbsorber":
+                inputs |= {"steps": 2, "sample_every": 0, "crops": 4}
+            case "FrozenTrainMotionLoRA":
+                inputs |= {"steps": 2, "sample_every": 0, "prompts": ""}
     return graph
 
 

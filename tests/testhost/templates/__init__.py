@@ -28,8 +28,8 @@ CHAPTERS = {
 }
 REPORTS = {         # the output of each node that is a report in words, or the path of a file that was written
     "FrozenApplyMotionLoRA": 1, "FrozenBasisReport": 1, "FrozenCalibrateTimesteps": 3, "FrozenClipDataset": 1,
-    "FrozenClipDoctor": 1, "FrozenClipReport": 1, "FrozenConvertLoRA": 1, "FrozenLoadMotionLoRA": 1,
-    "FrozenSaveAbsorber": 0, "FrozenSaveMotionLoRA": 0, "FrozenTrainAbsorber": 3, "FrozenTrainMotionLoRA": 3,
+    "FrozenClipDoctor": 1, "FrozenClipReport": 1, "FrozenConvertLoRA": 0, "FrozenLoadMotionLoRA": 1,
+    "FrozenSaveMotionLoRA": 0, "FrozenTrainAbsorber": 3, "FrozenTrainMotionLoRA": 3,
     "FrozenComputeLatentBasis": 2, "FrozenEditAlongBasis": 1, "FrozenGuideReport": 1, "FrozenInvertDDIM": 4,
     "FrozenLoadGuideModel": 1, "FrozenLoadMotionModule": 1, "FrozenPromptDirection": 1, "FrozenSaveBasis": 0,
     "FrozenSaveGuideModel": 0, "FrozenSaveHTrace": 0, "FrozenSaveMotionModule": 0, "FrozenTransportBasis": 2}

@@ -46,10 +46,10 @@ def motion_from_a_clip() -> Template:
         "no motion module here knows that.", "the green *Prompt*: any other sprite, with the motion's word. Then press "
         "**Run**.", "five minutes",
         [[{}, {"1 Model": ["world", "module"], "2 Clip": ["clips", "clips report"]},
-          {"4 Prompt": ["positive", "negative", "latent"]}, {"6 Result": ["sheet", "video", "save"]}],
-         [{"The clip": ["reference"], "3 Learn": ["options", "train", "train report"]},
-          {"5 Use it": ["apply", "apply report", "motion", "sampler", "decode"]},
-          {"Keep and check": ["keep", "keep report", "doctor", "doctor report"]}]],
+          {"5 Prompt": ["positive", "negative", "latent"]}, {"7 Result": ["sheet", "video", "save"]}],
+         [{"3 The clip": ["reference"], "4 Learn": ["options", "train", "train report"]},
+          {"6 Use it": ["apply", "apply report", "motion", "sampler", "decode"]},
+          {"8 Keep and check": ["keep", "keep report", "doctor", "doctor report"]}]],
         "positive", "sheet",
         (f"*{SWAY}* is a word without a meaning: nothing else comes with it. *Clip Doctor* tells which part of a clip to "
          "learn from; here it looks at the result." + OWN, "### Captions" + CAPTIONS), thumbnail=[
@@ -71,17 +71,17 @@ def absorb_a_look() -> Template:
         "reference": node("PreviewImage", images=["clips", 2]),
         "seen": node("PreviewImage", images=["absorber", 2]),
         "keep": node("FrozenSaveAbsorber", absorber=["absorber", 0], filename_prefix="absorbers/odd_look_example"),
-    } | text_of("clips", 1) | text_of("absorber", 3) | text_of("train", 3) | text_of("keep", 0) | text_of("apply", 1)
+    } | text_of("clips", 1) | text_of("absorber", 3) | text_of("train", 3) | text_of("apply", 1)
     graph["motion"]["inputs"]["motion_module"] = ["apply", 0]
     return Template(
         graph, "learns a look away before the motion is learned: the clip shows a green panda on an orange chequer, which its "
         "caption does not tell, and none of it is to come along.", "**kind** in *Train Appearance Absorber*, the green "
         "*Prompt*. Then press **Run**.", "six minutes",
         [[{}, {"1 Model": ["world", "module"], "2 Clip": ["clips", "clips report"]},
-          {"5 Prompt": ["positive", "negative", "latent"]}, {"7 Result": ["sheet", "video", "save"]}],
-         [{"The clip": ["reference"], "3 Look": ["options", "absorber", "absorber report"]},
-          {"4 Motion": ["train", "train report"], "What it sees": ["seen", "keep", "keep report"]},
-          {"6 Use it": ["apply", "apply report", "motion", "sampler", "decode"]}]],
+          {"7 Prompt": ["positive", "negative", "latent"]}, {"9 Result": ["sheet", "video", "save"]}],
+         [{"3 The clip": ["reference"], "4 Look": ["options", "absorber", "absorber report"]},
+          {"5 Motion": ["train", "train report"], "6 What it sees": ["seen", "keep"]},
+          {"8 Use it": ["apply", "apply report", "motion", "sampler", "decode"]}]],
         "positive", "sheet",
         ("The absorber is in while the motion is learned, and thrown away afterwards. The report says how much of the loss "
          "it takes away." + OWN, "### Captions" + CAPTIONS), thumbnail=[("the clip", "reference"), ("", "sheet")])
@@ -98,7 +98,7 @@ def motion_loras() -> Template:
         "zigzag", ["module", 0], "zigzag", 1.0) | loaded("sway", ["zigzag", 0], "sway", 0.0) | {
         "convert": node("FrozenConvertLoRA", lora_file="frozen-diffusion/sprite_zigzag.safetensors", add="none", scale=1.0,
                         add_scale=1.0, rank=1, layout="diffusers", filename_prefix="motion_loras/zigzag_example"),
-    } | text_of("convert", 1)
+    } | text_of("convert", 0)
     graph["motion"]["inputs"]["motion_module"] = ["sway", 0]
     return Template(
         graph, "moves a sprite by a motion LoRA that comes with the pack, and has a place for a second one.",
@@ -107,7 +107,7 @@ def motion_loras() -> Template:
         [[{}, {"1 Model": ["world", "module"]}, {"3 Prompt": ["positive", "negative", "latent"]},
           {"5 Result": ["sheet", "video", "save"]}],
          [{"2 Motion LoRAs": ["zigzag", "zigzag report", "sway", "sway report"]},
-          {"4 Sampling": ["motion", "sampler", "decode"], "Another file": ["convert", "convert report"]}]],
+          {"4 Sampling": ["motion", "sampler", "decode"], "6 Another file": ["convert", "convert report"]}]],
         "positive", "sheet",
         (f"*{ZIGZAG}* goes with the first, *{SWAY}* with the second: the reports tell. Of two at once start at 0.8 each. "
          "*Convert LoRA* writes the first one for diffusers, at rank 1." + OWN, "### Captions" + CAPTIONS),
