@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import comfy.model_management
@@ -15,7 +15,6 @@ from ...customize.meters import best_snapshot, diversity, fidelity, leakage
 from ...customize.recipe import MotionLoRARecipe
 from ...data.clips import ClipSource
 from ...data.encoded import ClipBatch, EncodedClips, Text
-from ...motion.module import MotionModule, fresh_motion_module
 from ...motion.motion_lora import MotionLoRA
 from ...motion.temporal_lora import attention_projections
 from ...seeding import stream
@@ -29,6 +28,7 @@ from ..files import cache_folder
 from ..motion.apply import LoadedMotion, check_family
 from ..motion.frozen_copy import FrozenCopy
 from ..motion.schedule import with_schedule
+from ..motion.train import build_module, name_of_weights
 from ..noise_levels import noise_levels
 from ..weights import check_trainable, identity_as
 from .spatial import attach_look
@@ -152,7 +152,7 @@ class MotionLoRASubject:
         with torch.inference_mode(False), torch.no_grad():
             if comfy.model_management.get_torch_device().type != "cpu":
                 comfy.model_management.unload_all_models()
-            module = frozen_module(self.motion)
+            module = build_module(self.motion.config, 0, self.motion)[0].requires_grad_(False)
             self.kept = [attach_factors(module, {path: path for path in lora.factors}, lora.factors)
                          for lora in self.motion.loras]             # of motion LoRAs that it has already
             for lora, beside in zip(self.motion.loras, self.kept, strict=True):
@@ -200,7 +200,7 @@ class MotionLoRASubject:
                 "batch size": str(recipe.batch_size), "rank": str(recipe.rank), "scattered": str(recipe.scattered),
                 "SNR limit": str(recipe.snr_limit), "noise shift": str(recipe.noise_shift),
                 "pure noise": str(recipe.pure_noise), "absorber": digest_of(*look) if look else "none",
-                "motion module": f"{self.motion.source} ({digest_of(*few_numbers(self.motion.module))})",
+                "motion module": f"{self.motion.source} ({name_of_weights(self.motion.module)})",
                 "image model": identity_as(self.model, then.get("image model"))}
 
     def factors(self) -> dict[str, Factors]:
@@ -287,18 +287,6 @@ class MotionLoRASubject:
         if chosen >= 0:
             metadata["snapshot"] = f"look {chosen + 1} of {len(self.history)}"
         return MotionLoRA(name, factors, 1.0, Curve(((0.0, 1.0),)), metadata)
-
-
-def frozen_module(motion: LoadedMotion) -> MotionModule:
-    """A fp32 copy of a motion module, frozen."""
-    module = fresh_motion_module(replace(motion.config), 0)
-    module.load_state_dict({name: tensor.float().cpu().clone() for name, tensor in motion.module.state_dict().items()})
-    return module.requires_grad_(False)
-
-
-def few_numbers(module: nn.Module) -> list[Tensor]:
-    """A few numbers of every weight, by which weights are told apart."""
-    return [weight.flatten()[:4].bfloat16() for weight in module.state_dict().values()]
 
 
 def mean(values: Iterator[float]) -> float:

@@ -32,7 +32,6 @@ class Injection:
     Attributes:
         control: for the U-Net, which pops from the end of each list.
         squares: mean square of each residual, once the encoder has run.
-        finite: whether all residuals are.
     """
 
     def __init__(self, walks: Sequence[tuple[slice, Walk]], count: int, control: Mapping | None = None,

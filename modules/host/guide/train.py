@@ -156,7 +156,8 @@ class GuideSubject:
         if self.warm is not None:
             state = self.warm.network.state_dict()
             # A guide that has read no negative prompt begins with new weights for it, which add nothing yet.
-            guide.load_state_dict({name: weight.float().cpu() for name, weight in state.items()}, strict=False)
+            same = self.warm.config.negative_aware == self.config.negative_aware
+            guide.load_state_dict({name: weight.float().cpu() for name, weight in state.items()}, strict=same)
         return guide
 
     def predict(self, x: Tensor, t: Tensor, g: Tensor, text: Text, guide: nn.Module | None = None,
