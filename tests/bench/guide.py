@@ -3,7 +3,8 @@
 `all` is the share of pictures in which the oracle finds all that was asked for, `confidence_over_cfg` its
 confidence over that in real guidance's pictures, `ratio` the squared distance of latents to real guidance's over that
 of samples without guidance, `fgu` the fraction of guidance unexplained on states of guided sampling (1 = no guide),
-`fgu_g2_minus_g5` what it is higher at g = 2. FROZEN_BENCH_PROMPTS sets the prompts (96).
+`fgu_g2_minus_g5` what it is higher at g = 2. `full_ratio` is that of the full guide, which is no part of the pack: it
+is measured where `demo-train guide-full` (25 minutes) has left it in runs/. FROZEN_BENCH_PROMPTS sets the prompts (96).
 """
 from __future__ import annotations
 
@@ -17,11 +18,14 @@ from frozen_diffusion.modules.data.encoded import stack_texts
 from frozen_diffusion.modules.demo.world import caption
 from frozen_diffusion.modules.guide.distillation import guided
 from frozen_diffusion.modules.guide.trajectories import grid
+from frozen_diffusion.modules.host.boot import PACK
 from frozen_diffusion.modules.host.codec import HostText
 from frozen_diffusion.modules.host.guide.base import FrozenBase
+from frozen_diffusion.modules.host.guide.files import load_guide
 from frozen_diffusion.modules.host.noise_levels import noise_levels
 from frozen_diffusion.modules.seeding import stream
 
+FULL_GUIDE = PACK / "runs" / "sprite_guide_full.safetensors"
 SCALES, STATES = (2.0, 3.0, 5.0, 9.0), 32       # prompts from whose guided sampling states are taken
 
 
@@ -57,6 +61,9 @@ def run() -> dict:
     figures = {"all": judged["guide"].all, "confidence_over_cfg": judged["guide"].confidence / judged["cfg"].confidence,
                "ratio": ratio(made, plain, real), "fgu": sum(fgu.values()) / len(fgu),
                "fgu_g2_minus_g5": fgu[2.0] - fgu[5.0]}
+    if FULL_GUIDE.is_file():
+        whole = latents(world, with_guide(world.model, load_guide(FULL_GUIDE)), asked, G)
+        figures["full_ratio"], judged["full guide"] = ratio(whole, plain, real), marks(world, whole, asked)
     parameters = [sum(weight.numel() for weight in network.parameters())
                   for network in (loaded.network, world.model.model.diffusion_model)]
     return {"figures": figures, "context": context(
