@@ -76,6 +76,10 @@ class FrozenTrainGuideModel(io.ComfyNode):
                 io.Int.Input("seed", default=recipe.seed, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False,
                              tooltip="First weights, noise, order: same seed, same training."),
                 Options.Input("options", optional=True, tooltip="Expert settings from Training Options."),
+                io.Boolean.Input("own_states", default=recipe.own_states, optional=True,
+                                 tooltip="Learn on the states that guide_model comes to by itself, in place of those "
+                                         "of real CFG. A round of it after a training brings pictures closer to CFG; "
+                                         "give it a checkpoint name of its own."),
             ],
             outputs=[
                 GuideModel.Output(display_name="guide_model", tooltip="For Apply and Save Guide Model."),
