@@ -25,8 +25,9 @@ class FrozenClipDataset(io.ComfyNode):
             description="Finds the clips to train a motion module on. Tells which files it cannot use.",
             inputs=[
                 io.Combo.Input("source", options=[FOLDER, SPRITES, *PATH_CLIPS], default=FOLDER,
-                               tooltip="Videos of your own in a folder, or the embedded sprite world; or one clip of "
-                                       "a motion that no motion module here knows."),
+                               tooltip="Videos of your own in a folder, or the embedded sprite world; or a video "
+                                       "of a motion that no motion module here knows, which is then in the folder "
+                                       "input/frozen_diffusion."),
                 io.String.Input("folder", default="",
                                 tooltip="Folder with video files, or with subfolders of numbered pictures: "
                                         "an absolute path, or one inside ComfyUI's input folder. Captions: "
@@ -73,13 +74,13 @@ class FrozenClipDataset(io.ComfyNode):
         from ..modules.data.clips import ClipSettings
         from ..modules.demo.clips import SpriteClips
         from ..modules.host.clip_dataset import clips_of_folder, preview_rows
+        from ..modules.host.path_videos import path_clip_folder
         from ..modules.host.progress import show_text
         settings = ClipSettings(**settings)
         if source in PATH_CLIPS:
-            clips = PATH_CLIPS[source]()
-        else:
-            clips = (SpriteClips(settings.max_clips or 512, settings, seed) if source == SPRITES
-                     else clips_of_folder(folder, settings))
+            folder = str(path_clip_folder(source))
+        clips = (SpriteClips(settings.max_clips or 512, settings, seed) if source == SPRITES
+                 else clips_of_folder(folder, settings))
         text = clips.report()
         return io.NodeOutput(clips, text, preview_rows(clips), ui=show_text(text, cls.hidden.unique_id))
 

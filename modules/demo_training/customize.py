@@ -1,4 +1,4 @@
-"""Two motion LoRAs of sprite world: motions that its motion module has never seen, each learned from one clip."""
+"""Motion LoRAs of sprite world: motions that its motion module has never seen, each learned from one clip."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -14,8 +14,8 @@ from ..demo.world import Scene
 from ..training.driver import Driver
 from .parts import follow, publish
 
-MOTIONS, RANK = ("zigzag", "sway"), 2           # shipped at a smaller rank than they are trained at: small files
-RECIPE = MotionLoRARecipe(steps=120, sample_every=0)
+MOTIONS, RANK = ("zigzag", "sway", "bob"), 2           # shipped at a smaller rank than they are trained at: small files
+RECIPE = MotionLoRARecipe(sample_every=0)
 OTHERS = (Scene("fox", "large", "middle", "blue", "plain"), Scene("car", "small", "middle", "green", "stripes"),
           Scene("star", "large", "middle", "purple", "plain"))
 

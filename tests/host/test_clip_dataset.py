@@ -308,3 +308,25 @@ def test_files_of_kinds_that_are_not_read_are_named(dataset, video, tmp_path):
     (tmp_path / "more.zip").write_bytes(b"PK")
     (tmp_path / "b.avif").write_bytes(b"x")
     assert "b.avif, more.zip: left aside, for such files are not read" in dataset()[1]
+
+
+def test_sprite_worlds_paths_are_video_files(comfy, tmp_path, monkeypatch):
+    """They are written once, with captions, and loaded as a user's own; a file that a user put there stays."""
+    import folder_paths
+
+    from frozen_diffusion.modules.demo.paths import plain_look
+    monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path))
+    settings = {"frames": 16, "fps": 8.0, "width": 128, "height": 128, "stride": 0.0, "max_clips": 0, "mirror": False,
+                "keep_still": False, "seed": 0}
+    clips, report, _ = comfy.run("FrozenClipDataset", source="sprite world: sway", folder="", **settings)
+    exact = plain_look("sway")
+    assert len(clips) == 1 and clips.caption(0) == exact.text and clips.settings.frames == 16
+    off = (clips.pixels(0).float() - exact.pixels(0).float()).abs()
+    assert off.mean() < 4                           # of 255; chroma is at half of the size
+    path, = (tmp_path / "frozen_diffusion" / "sprite world sway").glob("*.mp4")
+    path.with_suffix(".txt").write_text("my own words")
+    before = path.stat().st_mtime_ns
+    again = comfy.run("FrozenClipDataset", source="sprite world: sway", folder="", **settings)[0]
+    assert again.caption(0) == "my own words" and path.stat().st_mtime_ns == before
+    both = comfy.run("FrozenClipDataset", source="sprite world: sway, two looks", folder="", **settings)[0]
+    assert len(both) == 2 and "panda" in both.caption(0) and "star" in both.caption(1)
