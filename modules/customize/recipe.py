@@ -30,6 +30,7 @@ class AbsorberRecipe:
     schedule: str = "constant"
     warmup: int = 0
     precision: str = "fp32"
+    gradient_checkpointing: bool = True     # not for `both`, whose two passes differ in their layers
     checkpoint_every: int = 100
     seed: int = 0
     sample_every: int = 0
@@ -59,12 +60,12 @@ class AbsorberRecipe:
 class MotionLoRARecipe:
     """Everything that decides what comes out of a motion LoRA's training. `FAITHFUL` has the paper's plain loss."""
 
-    steps: int = 120
+    steps: int = 150
     learning_rate: float = 1e-2
     rank: int = 4
     batch_size: int = 1                 # clips at once
-    frames: int = 8                     # at once, of a clip; 0 = all
-    scattered: bool = True              # frames drawn from all over the clip, in order
+    frames: int = 0                     # at once, of a clip; 0 = all, as they are sampled
+    scattered: bool = True              # fewer frames are drawn from all over the clip, in order
     snr_limit: float = 5.0              # limit of the loss's SNR weights; 0 = the plain loss
     noise_shift: float = 3.0            # of the drawn noise levels towards high noise
     pure_noise: float = 0.3             # share of clips given as noise alone, where only the caption tells the motion
@@ -72,7 +73,7 @@ class MotionLoRARecipe:
     weight_decay: float = 1e-2
     grad_clip: float = 1.0
     accumulate: int = 1
-    schedule: str = "constant"
+    schedule: str = "cosine"
     warmup: int = 0
     precision: str = "fp32"
     gradient_checkpointing: bool = True
@@ -104,5 +105,6 @@ class MotionLoRARecipe:
 
 
 FAST, FAITHFUL = "fast", "faithful"
+# Of the faithful recipe: what the paper and its neighbours do.
 PLAIN_LOSS = {"snr_limit": 0.0, "noise_shift": 1.0, "pure_noise": 0.0, "scattered": False, "frames": 0,
-              "learning_rate": 5e-4, "steps": 300}       # of the faithful recipe: what the paper and its neighbours do
+              "learning_rate": 5e-4, "steps": 300, "schedule": "constant"}
