@@ -135,9 +135,32 @@ class FrozenSaveAbsorber(io.ComfyNode):
 
     @classmethod
     def execute(cls, absorber, filename_prefix: str) -> io.NodeOutput:
+        from ..modules.customize.absorber import joined
         from ..modules.host.customize.files import save_absorber
-        paths = "\n".join(map(str, save_absorber(absorber, filename_prefix)))
+        paths = "\n".join(str(path) for each in joined(absorber) for path in save_absorber(each, filename_prefix))
         return io.NodeOutput(paths, ui=show_text(f"saved: {paths}", cls.hidden.unique_id))
+
+
+class FrozenJoinAbsorbers(io.ComfyNode):
+    """Absorbers of several clips, in their order."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FrozenJoinAbsorbers",
+            display_name="Join Absorbers",
+            category="frozen/customize",
+            description="Puts an absorber for each of several clips of one motion together: while Train Motion LoRA "
+                        "learns from a clip, that clip's own absorber is at work. Chain it for more than two.",
+            inputs=[AbsorberType.Input("first", tooltip="Of the first clip, or of the first ones (joined)."),
+                    AbsorberType.Input("second", tooltip="Of the next clip, or of the next ones.")],
+            outputs=[AbsorberType.Output(display_name="absorber", tooltip="For Train Motion LoRA, with the dataset of "
+                                                                          "all clips.")])
+
+    @classmethod
+    def execute(cls, first, second) -> io.NodeOutput:
+        from ..modules.customize.absorber import joined
+        return io.NodeOutput(joined(first, second))
 
 
 class FrozenConvertLoRA(io.ComfyNode):
@@ -182,6 +205,36 @@ class FrozenConvertLoRA(io.ComfyNode):
         return io.NodeOutput(str(path), report, ui=show_text(report, cls.hidden.unique_id))
 
 
+class FrozenReferenceNoise(io.ComfyNode):
+    """First noise that remembers a clip."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FrozenReferenceNoise",
+            display_name="Reference Noise",
+            category="frozen/customize",
+            description="The first noise of a clip for SamplerCustomAdvanced: an inverted clip, fresh noise, or both. "
+                        "The more of the inverted clip, the closer the layout stays to it.",
+            inputs=[
+                io.Model.Input("model", tooltip="The one that was inverted with and that samples, motion module "
+                                                "applied."),
+                io.Latent.Input("noise_latent", tooltip="From Invert (DDIM) at depth 1, best with an empty prompt and "
+                                                        "without motion LoRA."),
+                io.Float.Input("share", default=1.0, min=0.0, max=1.0, step=0.01,
+                               tooltip="1: the inverted clip alone, for precise edits. 0: fresh noise. 0.1 to 0.5: "
+                                       "the clip's motion with a layout of its own."),
+                io.Int.Input("noise_seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
+                             tooltip="Of the fresh noise."),
+            ],
+            outputs=[io.Noise.Output(tooltip="For SamplerCustomAdvanced, with an empty latent of as many frames.")])
+
+    @classmethod
+    def execute(cls, model, noise_latent, share: float, noise_seed: int) -> io.NodeOutput:
+        from ..modules.host.customize.reference_noise import reference_noise
+        return io.NodeOutput(reference_noise(model, noise_latent["samples"], share, noise_seed))
+
+
 class FrozenClipDoctor(io.ComfyNode):
     """What is wrong with a clip, and which part of it to learn from."""
 
@@ -216,5 +269,5 @@ class FrozenClipDoctor(io.ComfyNode):
         return io.NodeOutput(frames[found.start:found.end], found.text(), picture, ui=shown)
 
 
-NODES = [FrozenLoadMotionLoRA, FrozenApplyMotionLoRA, FrozenSaveMotionLoRA, FrozenSaveAbsorber, FrozenConvertLoRA,
-         FrozenClipDoctor]
+NODES = [FrozenLoadMotionLoRA, FrozenApplyMotionLoRA, FrozenSaveMotionLoRA, FrozenSaveAbsorber, FrozenJoinAbsorbers,
+         FrozenConvertLoRA, FrozenReferenceNoise, FrozenClipDoctor]

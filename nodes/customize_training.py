@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..modules.customize.focus import FOCUSES, WHOLE
 from ..modules.customize.recipe import FAITHFUL, FAST, KINDS, PLAIN_LOSS, AbsorberRecipe, MotionLoRARecipe
 from ..modules.host.progress import show_text
 from .customize import AbsorberType, MotionLoRAType
@@ -59,6 +60,9 @@ class FrozenTrainAbsorber(io.ComfyNode):
                 io.Int.Input("seed", default=recipe.seed, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False,
                              tooltip="Crops, noise, first weights: same seed, same training."),
                 Options.Input("options", optional=True, tooltip="Expert settings from Training Options."),
+                io.Int.Input("clip_number", default=0, min=0, max=1000000, optional=True,
+                             tooltip="0: all clips have one look. 1, 2 and so on: learn from this clip alone; Join "
+                                     "Absorbers then puts one for each clip together."),
             ],
             outputs=[
                 AbsorberType.Output(display_name="absorber", tooltip="For Train Motion LoRA."),
@@ -72,14 +76,14 @@ class FrozenTrainAbsorber(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, vae, clip, clips, caption: str, checkpoint: str, resume: bool, options=None,
-                **recipe) -> io.NodeOutput:
+                clip_number: int = 0, **recipe) -> io.NodeOutput:
         from ..modules.host.customize.absorb import SHOWN, AbsorberSubject
         from ..modules.host.files import checkpoint_path
         from ..modules.host.train_node import train_in_node
         from ..modules.pictures.frame_sheet import frame_sheet
         from ..modules.training.driver import Driver
         recipe = AbsorberRecipe(**recipe) if options is None else options.over(AbsorberRecipe(**recipe))
-        subject = AbsorberSubject(model, vae, clip, clips, recipe, caption)
+        subject = AbsorberSubject(model, vae, clip, clips, recipe, caption, clip_number=clip_number)
         training = Driver(subject, checkpoint_path(checkpoint, "customize_training"), resume)
         pictures = train_in_node(training, cls.hidden.unique_id)
         text = "\n".join(f"{name}: {share:.0%} of the loss" for name, share in subject.measured.items())
@@ -107,7 +111,8 @@ class FrozenTrainMotionLoRA(io.ComfyNode):
                 MotionModuleType.Input("motion_module", tooltip="From Load Motion Module. Only read."),
                 ClipsType.Input("clips", tooltip="From Clip Dataset: one clip, or several of one motion."),
                 AbsorberType.Input("absorber", optional=True,
-                                   tooltip="From Train Appearance Absorber: keeps the clip's look out."),
+                                   tooltip="From Train Appearance Absorber: keeps the clip's look out. From Join "
+                                           "Absorbers: one for each clip."),
                 io.String.Input("caption", multiline=True, default="",
                                 tooltip="What is to be seen and how it moves, the motion best by a word of its own: a "
                                         "large panda on a yellow background, zorbling. Empty: the clips' captions."),
@@ -136,6 +141,12 @@ class FrozenTrainMotionLoRA(io.ComfyNode):
                 io.Int.Input("seed", default=recipe.seed, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False,
                              tooltip="First weights, noise, frames: same seed, same training."),
                 Options.Input("options", optional=True, tooltip="Expert settings from Training Options."),
+                io.Combo.Input("learn_from", options=list(FOCUSES), default=WHOLE, optional=True,
+                               tooltip="the subject alone: its motion without the camera's. all but the subject: the "
+                                       "camera's without the subject's."),
+                io.Mask.Input("mask", optional=True,
+                              tooltip="Where the subject is: one for all frames, or one for each. Without: what "
+                                      "differs from the clip's median frame."),
             ],
             outputs=[
                 MotionLoRAType.Output(display_name="motion_lora", tooltip="For Apply and Save Motion LoRA."),
@@ -148,7 +159,8 @@ class FrozenTrainMotionLoRA(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, vae, clip, motion_module, clips, caption: str, prompts: str, recipe: str, checkpoint: str,
-                resume: bool, absorber=None, options=None, **values) -> io.NodeOutput:
+                resume: bool, absorber=None, options=None, learn_from: str = WHOLE, mask=None, **values
+                ) -> io.NodeOutput:
         from ..modules.host.customize.train import MotionLoRASubject
         from ..modules.host.files import checkpoint_path
         from ..modules.host.train_node import train_in_node
@@ -158,11 +170,11 @@ class FrozenTrainMotionLoRA(io.ComfyNode):
         settings = MotionLoRARecipe(**values, **plain)
         settings = settings if options is None else options.over(settings)
         subject = MotionLoRASubject(model, vae, clip, motion_module, clips, settings, caption.strip(),
-                                    prompts.splitlines(), absorber)
+                                    prompts.splitlines(), absorber, focus=learn_from, mask=mask)
         training = Driver(subject, checkpoint_path(checkpoint, "customize_training"), resume)
         pictures = train_in_node(training, cls.hidden.unique_id)
         result = training.result()
-        text = subject.report(result)
+        text = subject.report()
         return io.NodeOutput(result, {"loss": training.losses}, frame_sheet(pictures, subject.clip_frames), text,
                              ui=show_text(text, cls.hidden.unique_id))
 

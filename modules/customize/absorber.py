@@ -37,6 +37,11 @@ class Absorber:
         return " and ".join(parts)
 
 
+def joined(*given: Absorber | tuple[Absorber, ...]) -> tuple[Absorber, ...]:
+    """Absorbers, or some that are joined already, one for each clip in their order."""
+    return tuple(each for part in given for each in ((part,) if isinstance(part, Absorber) else part))
+
+
 def draw_crop(height: int, width: int, generator: torch.Generator) -> tuple[int, int, int, int]:
     """(top, left, height, width) of a part of a frame with the frame's aspect, its side a third to two thirds."""
     low, high = CROP_SIDES
@@ -67,7 +72,7 @@ def look_caption(caption: str, motion: str) -> str:
     return " ".join(caption.replace(motion, " ").split()).strip(" ,")
 
 
-def caption_notes(caption: str, look: str, absorber: Absorber | None) -> list[str]:
+def caption_notes(caption: str, absorber: Absorber | None) -> list[str]:
     """What a person should know about the captions of a training. Raises ValueError where they cannot work."""
     notes = []
     if absorber is None:
@@ -77,7 +82,7 @@ def caption_notes(caption: str, look: str, absorber: Absorber | None) -> list[st
         raise ValueError(f"The absorber has a textual inversion, whose word {PLACEHOLDER} is not in the caption "
                          f"{caption!r}, so that it would do nothing. Write {PLACEHOLDER} into the caption, before or "
                          "after what it looks like.")
-    if look and look.strip() == caption.strip():
+    if absorber is not None and absorber.caption.strip() == caption.strip():
         notes.append("the appearance caption is the caption: with the motion's words in it the absorber learns the "
                      "motion's poses too; leave them out")
     return notes

@@ -34,6 +34,8 @@ class ClipBatch:
     text: Text
     videos: tuple[int, ...] = ()    # a number for the video that each clip is from
     frame_indices: Tensor | None = None    # [F] of the frames in their clips; None: they follow each other
+    clips: tuple[int, ...] = ()     # numbers of the clips in their set
+    drawn: Tensor | None = None     # [B, F], which frames of each clip these are
 
 
 class Codec(Protocol):
@@ -108,17 +110,20 @@ class EncodedClips:
         every clip in the batch.
         """
         generator = stream("clips", seed, draw)
-        latents, texts, videos, frame_indices = [], [], [], None
-        for index in batch_indices(len(self), size, seed, draw):
+        latents, texts, videos, drawn, frame_indices = [], [], [], [], None
+        chosen = batch_indices(len(self), size, seed, draw)
+        for index in chosen:
             clip = self.latents(index)
             if scattered and frame_indices is None:
                 frame_indices = torch.randperm(len(clip), generator=generator)[:frames].sort().values
             start = 0 if scattered else int(torch.randint(len(clip) - frames + 1, (), generator=generator))
-            latents.append(clip[frame_indices] if scattered else clip[start:start + frames])
+            drawn.append(frame_indices if scattered else torch.arange(start, start + frames))
+            latents.append(clip[drawn[-1]])
             dropped = torch.rand((), generator=generator) < dropout
             texts.append(self.text("" if dropped else self.source.caption(index)))
             videos.append(seed_for("video", self.source.video(index)))
-        return ClipBatch(torch.stack(latents), stack_texts(texts), tuple(videos), frame_indices)
+        return ClipBatch(torch.stack(latents), stack_texts(texts), tuple(videos), frame_indices, tuple(chosen),
+                         torch.stack(drawn))
 
     def _text_key(self, caption: str) -> tuple[str, str]:
         return self.codec.clip_name, caption

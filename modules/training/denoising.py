@@ -78,7 +78,8 @@ def shifted(t: Tensor, count: int, shift: float) -> Tensor:
 
 
 def denoising_loss(predict: Predictor, levels: NoiseLevels, factor: Callable[[Tensor], Tensor],
-                   device: torch.device, snr_limit: float = 0.0, noise_shift: float = 1.0, pure_noise: float = 0.0
+                   device: torch.device, snr_limit: float = 0.0, noise_shift: float = 1.0, pure_noise: float = 0.0,
+                   weigh: Callable[[ClipBatch], Tensor] | None = None
                    ) -> Callable[[ClipBatch, torch.Generator], Tensor]:
     """The loss of AnimateDiff's training: mean squared error of the prediction, one t a clip (harivo.md 3).
 
@@ -89,6 +90,8 @@ def denoising_loss(predict: Predictor, levels: NoiseLevels, factor: Callable[[Te
         pure_noise: share of clips that are given as noise without signal at the last level. Sampling starts there, but
             the schedule's last level still shows a trace of the clip, enough to tell motion from it rather than from
             the caption (Lin et al. 2024, arXiv 2305.08891, describe the gap).
+        weigh: how much each place of a batch counts, of a shape that fits its latents and with mean 1; None = all
+            alike.
     """
     def loss(batch: ClipBatch, generator: torch.Generator) -> Tensor:
         x0 = factor(batch.latents.to(device))
@@ -100,7 +103,10 @@ def denoising_loss(predict: Predictor, levels: NoiseLevels, factor: Callable[[Te
             t = torch.where(hidden, len(levels.abar) - 1, t)
             eps = torch.where(hidden.view(-1, *[1] * (x0.ndim - 1)), levels.hiding(x0, eps, t), eps)
         predicted = predict(levels.add_noise(x0, eps, t), t, batch.text, batch.frame_indices)
-        error = (predicted.float() - levels.target(x0, eps, t)).square().flatten(1).mean(1)
+        error = (predicted.float() - levels.target(x0, eps, t)).square()
+        if weigh is not None:
+            error = error * weigh(batch).to(error)
+        error = error.flatten(1).mean(1)
         if snr_limit:
             error = error * snr_weight(levels.snr(t), snr_limit, levels.prediction).to(error)
         return error.mean()

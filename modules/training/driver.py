@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .checkpoint import CheckpointStore
@@ -14,6 +15,9 @@ from .processes import Processes
 from .subject import Subject
 
 UNNAMED = "trained here"        # what comes out of a training without a checkpoint
+FULL_MEMORY = ("The device ran out of memory while training. The cheapest remedies first: smaller pictures or clips, "
+               "fewer frames or a smaller batch at once, gradient_checkpointing on (Training Options). The checkpoint "
+               "is kept, and the same training goes on from it.")
 
 
 class Driver:
@@ -32,7 +36,7 @@ class Driver:
         self.processes.wait()
 
     def records(self) -> Iterator[StepRecord]:
-        """See `Training`. Raises CheckpointError, NonFiniteError, ValueError."""
+        """See `Training`. Raises CheckpointError, NonFiniteError, ValueError, torch.OutOfMemoryError."""
         subject = self.subject
         subject.prepare()
         store = self.store()
@@ -40,9 +44,12 @@ class Driver:
         steps = train(subject.trained, subject.loss(), subject.batch, subject.settings, store, subject.ema,
                       subject.rate, subject.memory, subject.decay, self.processes)
         with contextlib.closing(steps):
-            for record in steps:
-                self.losses.append(record.loss)
-                yield record
+            try:
+                for record in steps:
+                    self.losses.append(record.loss)
+                    yield record
+            except torch.OutOfMemoryError as error:
+                raise torch.OutOfMemoryError(FULL_MEMORY) from error
 
     def store(self) -> CheckpointStore | None:
         """Where checkpoints go; what is not to be resumed has been set aside."""

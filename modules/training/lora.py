@@ -14,7 +14,7 @@ is the caller's to say. What several LoRAs add to one layer adds up.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -167,6 +167,14 @@ def fresh_factors(layer: Layer, rank: int, alpha: float | None = None,
     outputs, *inputs = layer.weight.shape
     down = torch.randn(rank, *inputs, generator=generator, dtype=torch.float32) / rank
     return Factors(down, torch.zeros(outputs, rank), rank if alpha is None else alpha)
+
+
+def check_rank(network: nn.Module, paths: Iterable[str], rank: int) -> None:
+    """Raises ValueError for a rank that is larger than one of these layers."""
+    most = min(min(weight.shape[0], weight[0].numel()) for weight in (layer_at(network, path).weight for path in paths))
+    if rank > most:
+        raise ValueError(f"A LoRA of rank {rank} is larger than the smallest layer that it changes. Set the rank to "
+                         f"{most} at most, e.g. 4.")
 
 
 def layer_at(network: nn.Module, path: str) -> Layer:

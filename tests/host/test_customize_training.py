@@ -175,8 +175,8 @@ def test_a_motion_lora_learns_and_nothing_else_changes(move, tiny_sd15):
     assert all(torch.equal(tensor, before[1][name]) for name, tensor in loaded.module.state_dict().items())
     assert any(pair.up.abs().max() > 0 for pair in made.factors.values())
     assert made.metadata["caption"] == "a square, sliding" and made.metadata["snapshot"].startswith("look ")
-    assert {"fidelity", "leakage", "diversity"} == set(driver.subject.measured) and len(driver.subject.history) == 2
-    report = driver.subject.report(made)
+    assert {"fidelity", "leakage", "diversity"} == set(driver.subject.measured) and len(driver.subject.seen()) == 2
+    report = driver.subject.report()
     assert "no absorber" in report and "look 1" in report and "kept: look" in report
     assert with_motion_lora(loaded, made, 1.0)[0].loras
 

@@ -18,12 +18,13 @@ from ...data.cache import TensorCache
 from ...data.clips import ClipSource
 from ...data.encoded import Text
 from ...seeding import batch_indices, stream
-from ...training.lora import attach
+from ...training.lora import attach, check_rank
 from ...training.lora_keys import Factors
 from ...training.updates import Loss
 from ..attention import attend
 from ..codec import HostCodec, outside_inference
 from ..files import cache_folder
+from ..motion.frozen_copy import recompute_in_backward
 from ..noise_levels import noise_levels
 from ..weights import check_trainable, frozen_unet, identity_as, size_vector
 from .spatial import attention_paths
@@ -44,6 +45,7 @@ class AbsorberSubject:
 
     Args:
         caption: of the look alone, without the motion (y_S).
+        clip_number: of the clip to learn from, from 1 on; 0 = from all.
     """
 
     assumed: Mapping[str, str] = {}
@@ -52,11 +54,15 @@ class AbsorberSubject:
     ema = None
 
     def __init__(self, model, vae, clip, source: ClipSource, recipe: AbsorberRecipe, caption: str,
-                 cache: Path | None = None):
+                 cache: Path | None = None, clip_number: int = 0):
         check_trainable(model)
         if not caption.strip():
             raise ValueError("An absorber learns the look that a caption names. Write an appearance caption: what is "
                              "to be seen, without how it moves.")
+        if clip_number > len(source):
+            raise ValueError(f"clip_number is {clip_number}, but there are {len(source)} clips. Give 1 to "
+                             f"{len(source)}, or 0 for all.")
+        self.numbers = [clip_number - 1] if clip_number else list(range(len(source)))
         self.model, self.vae, self.source, self.recipe, self.caption = model, vae, source, recipe, caption.strip()
         self.settings, self.sample_every = recipe.settings(), recipe.sample_every
         self.levels, self.codec = noise_levels(model), HostCodec(vae, clip)
@@ -69,15 +75,15 @@ class AbsorberSubject:
 
     def drawn(self) -> Iterator[tuple[int, int, tuple[int, int, int, int] | None]]:
         """(clip, frame, crop or None for all of it) of what is learned from."""
-        clips, frames = len(self.source), self.source.settings.frames
+        frames = self.source.settings.frames
         if not self.recipe.crops:
-            yield from ((clip, frame, None) for clip in range(clips) for frame in range(frames))
+            yield from ((clip, frame, None) for clip in self.numbers for frame in range(frames))
             return
         settings = self.source.settings
         for number in range(self.recipe.crops):
             generator = stream("crop", self.recipe.seed, number)
-            clip, frame = (int(torch.randint(count, (), generator=generator)) for count in (clips, frames))
-            yield clip, frame, draw_crop(settings.height, settings.width, generator)
+            clip, frame = (int(torch.randint(count, (), generator=generator)) for count in (len(self.numbers), frames))
+            yield self.numbers[clip], frame, draw_crop(settings.height, settings.width, generator)
 
     def encode(self, share: tuple[int, int] = (0, 1)) -> Iterator[tuple[int, int]]:
         """Latents of all crops; quick where the cache has them."""
@@ -100,10 +106,14 @@ class AbsorberSubject:
             if self.device.type != "cpu":
                 comfy.model_management.unload_all_models()
             self.unet = frozen_unet(self.model, recipe.precision == "bf16")
+            if recipe.gradient_checkpointing and recipe.kind != BOTH:
+                recompute_in_backward(self.unet)
             self.trained = nn.ModuleDict()
             self.loras = None
             if recipe.kind != TEXT_INVERSION:
-                self.loras = attach(self.unet, attention_paths(self.model, self.unet), recipe.rank, seed=recipe.seed)
+                paths = attention_paths(self.model, self.unet)
+                check_rank(self.unet, paths.values(), recipe.rank)
+                self.loras = attach(self.unet, paths, recipe.rank, seed=recipe.seed)
                 self.trained["look"] = self.loras.to(self.device)
             if self.words is not None:
                 vectors = self.words.fresh_vectors(self.caption.replace(PLACEHOLDER, " "), recipe.vectors)
@@ -174,7 +184,7 @@ class AbsorberSubject:
     def provenance(self, then: Mapping[str, str]) -> dict[str, str]:
         """What a checkpoint must agree on to be resumed here."""
         recipe = self.recipe
-        return {"clips": "/".join(self.source.key(index) for index in range(len(self.source))), "kind": recipe.kind,
+        return {"clips": "/".join(map(self.source.key, self.numbers)), "kind": recipe.kind,
                 "rank": str(recipe.rank), "vectors": str(recipe.vectors), "crops": f"{recipe.crops}",
                 "native scale": str(recipe.native_scale), "batch size": str(recipe.batch_size),
                 "caption": self.caption, "text model": self.codec.clip_name,
@@ -184,7 +194,7 @@ class AbsorberSubject:
     def losses_by_t(self, text: Text) -> dict[int, float]:
         """The denoising loss of whole frames at fixed timesteps and noise, with the S-LoRA as it is now."""
         found = {}
-        latents = self.codec.latents(self.source.pixels(0)[:SHOWN])
+        latents = self.codec.latents(self.source.pixels(self.numbers[0])[:SHOWN])
         x0 = self.model.model.process_latent_in(latents.clone().to(self.device))
         eps = torch.randn(x0.shape, generator=stream("absorbed", self.recipe.seed)).to(self.device)
         for time in MEASURED_T:
@@ -198,7 +208,7 @@ class AbsorberSubject:
             text = self.text() if self.words is not None else self.plain
             now = self.losses_by_t(text)
             self.measured = {f"absorbed at {time}": 1 - now[time] / max(self.before[time], 1e-8) for time in now}
-            pixels = self.source.pixels(0)[:SHOWN]
+            pixels = self.source.pixels(self.numbers[0])[:SHOWN]
             x0 = self.model.model.process_latent_in(self.codec.latents(pixels).clone().to(self.device))
             eps = torch.randn(x0.shape, generator=stream("absorbed", self.recipe.seed)).to(self.device)
             t = torch.full((len(x0),), 600, device=self.device)

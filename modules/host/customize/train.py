@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import comfy.model_management
@@ -10,9 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from ...curve import Curve
-from ...customize.absorber import PLACEHOLDER, Absorber, caption_notes
-from ...customize.meters import best_snapshot, diversity, fidelity, leakage
+from ...customize.absorber import Absorber, caption_notes
+from ...customize.clip_doctor import diagnose
+from ...customize.focus import FOCUSES, WHOLE, Focus, masks_for, subject_mask
+from ...customize.looks import Look, Looks, chosen, looks_report, snapshot_of
+from ...customize.meters import diversity, fidelity, leakage
 from ...customize.recipe import MotionLoRARecipe
+from ...data.cache import digest
 from ...data.clips import ClipSource
 from ...data.encoded import ClipBatch, EncodedClips, Text
 from ...motion.motion_lora import MotionLoRA
@@ -20,7 +24,7 @@ from ...motion.temporal_lora import attention_projections
 from ...seeding import stream
 from ...training.denoising import ddim, denoising_loss
 from ...training.loop import autocast
-from ...training.lora import LoRASet, attach, attach_factors
+from ...training.lora import LoRASet, attach, attach_factors, check_rank
 from ...training.lora_keys import Factors
 from ...training.updates import Loss
 from ..codec import HostCodec, digest_of, outside_inference
@@ -31,56 +35,12 @@ from ..motion.schedule import with_schedule
 from ..motion.train import build_module, name_of_weights
 from ..noise_levels import noise_levels
 from ..weights import check_trainable, identity_as
+from .captions import Captioned, WordsCodec
 from .spatial import attach_look
 from .text_model import TextModel
 
 SAMPLE_STEPS, SAMPLE_CFG, SEEDS = 8, 5.0, 2     # of the looks at held-out prompts
-LEAK, ALIKE = 0.15, 0.002                       # of the meters: what a person is told about
 SHORTEST = 8                                    # frames of a clip; fewer tell no motion
-
-
-@dataclass(frozen=True)
-class Captioned:
-    """Clips under one caption, in place of their own."""
-    source: ClipSource
-    text: str
-
-    @property
-    def settings(self):
-        return self.source.settings
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def caption(self, index: int) -> str:
-        return self.text or self.source.caption(index)
-
-    def pixels(self, index: int) -> Tensor:
-        return self.source.pixels(index)
-
-    def key(self, index: int) -> str:
-        return self.source.key(index)
-
-    def video(self, index: int) -> str:
-        return self.source.video(index)
-
-    def report(self) -> str:
-        return self.source.report()
-
-
-class WordsCodec:
-    """The VAE and the CLIP, with a textual inversion's vectors where PLACEHOLDER stands in a caption."""
-
-    def __init__(self, codec: HostCodec, words: TextModel | None, vectors: Tensor | None):
-        self.codec, self.words, self.vectors = codec, words, vectors
-        self.vae_name, self.latents = codec.vae_name, codec.latents
-        self.clip_name = codec.clip_name if vectors is None else f"{codec.clip_name}+{digest_of(vectors)}"
-
-    def text(self, caption: str) -> Text:
-        if self.words is None or PLACEHOLDER not in caption:
-            return self.codec.text(caption)
-        with torch.inference_mode(False), torch.no_grad():
-            return self.words(caption, self.vectors)
 
 
 class MotionLoRASubject:
@@ -91,7 +51,9 @@ class MotionLoRASubject:
     Args:
         caption: of the clips, with the motion's words (y); "" = their own.
         prompts: held-out prompts to look at while it trains, other subjects that are to move alike; () = no looks.
-        absorber: frozen at scale 1 while the motion is learned.
+        absorber: frozen at scale 1 while the motion is learned; or one for each clip, which is at work for its own.
+        focus: where in the clips to learn, one of `customize.focus.FOCUSES`.
+        mask: [N, H, W], 1 where the subject is, see `masks_for`; None = what moves.
 
     Raises ValueError for inputs that do not belong together.
     """
@@ -102,11 +64,13 @@ class MotionLoRASubject:
     ema = None
 
     def __init__(self, model, vae, clip, motion: LoadedMotion, source: ClipSource, recipe: MotionLoRARecipe,
-                 caption: str = "", prompts: Sequence[str] = (), absorber: Absorber | None = None,
-                 cache: Path | None = None):
+                 caption: str = "", prompts: Sequence[str] = (),
+                 absorber: Absorber | Sequence[Absorber] | None = None, cache: Path | None = None, focus: str = WHOLE,
+                 mask: Tensor | None = None):
         check_trainable(model)
         check_family(model, motion)
-        self.model, self.vae, self.motion, self.recipe, self.absorber = model, vae, motion, recipe, absorber
+        self.model, self.vae, self.motion, self.recipe = model, vae, motion, recipe
+        self.absorbers = absorbers_of(absorber, len(source), recipe.batch_size)
         self.settings, self.sample_every = recipe.settings(), recipe.sample_every
         self.clip_frames = source.settings.frames
         self.frames = self.frames_of(recipe, self.clip_frames, motion)
@@ -115,17 +79,31 @@ class MotionLoRASubject:
         if codec.text_channels != motion.config.text_channels and motion.config.frame_tokens:
             raise ValueError(f"The CLIP gives text of {codec.text_channels} channels, the motion module's frame tokens "
                              f"want {motion.config.text_channels}. Connect the CLIP of the image model's checkpoint.")
-        captions = [caption] if caption else [source.caption(index) for index in range(len(source))]
-        self.notes = [note for text in captions for note in caption_notes(text, absorber.caption if absorber else "",
-                                                                          absorber)]
-        vectors = absorber.vectors if absorber else None
-        self.codec = WordsCodec(codec, TextModel(clip) if vectors is not None else None, vectors)
-        self.clips = EncodedClips(Captioned(source, caption), self.codec, cache or cache_folder("clips"))
-        self.caption, self.prompts = captions[0], [prompt.strip() for prompt in prompts if prompt.strip()]
+        given = Captioned(source, caption)
+        self.notes = [note for index in range(len(source)) for note in caption_notes(
+            given.caption(index), self.absorbers[index % len(self.absorbers)] if self.absorbers else None)]
+        self.notes += [note for index in range(len(source)) for note in clip_notes(source, index)]
+        vectors = [each.vectors for each in self.absorbers]
+        words = TextModel(clip) if any(each is not None for each in vectors) else None
+        self.codec, folder = WordsCodec(codec, words, vectors), cache or cache_folder("clips")
+        self.clips = EncodedClips(replace(given, each=len(vectors) > 1), self.codec, folder)
+        self.caption, self.prompts = given.caption(0), [prompt.strip() for prompt in prompts if prompt.strip()]
+        self.focus, self.masks = focus, None
+        if focus not in FOCUSES:
+            raise ValueError(f"learn_from is one of {', '.join(FOCUSES)}; {focus!r} was given.")
+        if focus != WHOLE:
+            self.masks = ([subject_mask(source.pixels(index)) for index in range(len(source))] if mask is None
+                          else masks_for(mask, len(source), self.clip_frames))
         self.measured: dict[str, float] = {}
-        self.history: list[dict[str, float]] = []
-        self.snapshots: list[dict[str, Factors]] = []
-        self.yardsticks: list[Tensor] | None = None
+        self.looks = Looks(folder / "looks", self.name())
+        self.draws, self.yardsticks = 0, None
+
+    def name(self) -> str:
+        """Of all that decides how the training goes and what is looked at."""
+        recipe = replace(self.recipe, checkpoint_every=1, sample_every=0)
+        if recipe.schedule == "constant":
+            recipe = replace(recipe, steps=1)           # a longer training begins alike
+        return digest(str(recipe), self.codec.vae_name, *self.prompts, *map(str, self.provenance({}).items()))
 
     @staticmethod
     def frames_of(recipe: MotionLoRARecipe, available: int, motion: LoadedMotion) -> int:
@@ -160,11 +138,11 @@ class MotionLoRASubject:
             self.predict = FrozenCopy(self.model, module, self.frames, recipe.precision == "bf16",
                                       recipe.gradient_checkpointing)
             paths = {path: path for path in attention_projections(module)}
+            check_rank(module, paths, recipe.rank)
             self.loras: LoRASet = attach(module, paths, recipe.rank, seed=recipe.seed).to(self.predict.device)
             self.trained = nn.ModuleDict({"motion": self.loras})
-            self.look = None
-            if self.absorber is not None and self.absorber.factors:
-                self.look = attach_look(self.model, self.predict.unet, self.absorber.factors).to(self.predict.device)
+            self.absorbing = [attach_look(self.model, self.predict.unet, each.factors).to(self.predict.device)
+                              for each in self.absorbers]
             self.empty = outside_inference(self.codec.text(""))
             self.texts = [outside_inference(self.codec.codec.text(prompt)) for prompt in self.prompts]
 
@@ -172,16 +150,21 @@ class MotionLoRASubject:
         """The denoising loss of clips (equation 5), with the recipe's weights and noise levels."""
         recipe = self.recipe
         denoise = denoising_loss(self.predict, self.levels, self.predict.latents_in, self.predict.device,
-                                 recipe.snr_limit, recipe.noise_shift, recipe.pure_noise)
+                                 recipe.snr_limit, recipe.noise_shift, recipe.pure_noise,
+                                 None if self.masks is None else Focus(self.focus, self.masks,
+                                                                       self.clips.latents(0).shape[-2:]))
 
         def loss(batch: ClipBatch, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+            if len(self.absorbing) > 1:
+                for clip, look in enumerate(self.absorbing):
+                    look.set_scale(float(clip == batch.clips[0]))
             return denoise(batch, generator), dict(self.measured)
 
         return loss
 
     def batch(self, draw: int) -> ClipBatch:
         comfy.model_management.throw_exception_if_processing_interrupted()
-        recipe = self.recipe
+        recipe, self.draws = self.recipe, draw + 1
         return self.clips.batch(recipe.batch_size, self.frames, 0.0, recipe.seed, draw, recipe.scattered)
 
     def rate(self, name: str) -> float:
@@ -192,14 +175,14 @@ class MotionLoRASubject:
 
     def provenance(self, then: Mapping[str, str]) -> dict[str, str]:
         """What a checkpoint must agree on to be resumed here."""
-        recipe, absorber = self.recipe, self.absorber
-        look = [] if absorber is None else [pair.down for pair in absorber.factors.values()]
-        if absorber is not None and absorber.vectors is not None:
-            look.append(absorber.vectors)
+        recipe = self.recipe
+        look = [tensor for each in self.absorbers for tensor in (
+            *(pair.down for pair in each.factors.values()), *[each.vectors] * (each.vectors is not None))]
+        focus = self.focus if self.masks is None else f"{self.focus} {digest_of(*self.masks)}"
         return {"clips": self.clips.name, "text model": self.codec.clip_name, "frames": str(self.frames),
                 "batch size": str(recipe.batch_size), "rank": str(recipe.rank), "scattered": str(recipe.scattered),
                 "SNR limit": str(recipe.snr_limit), "noise shift": str(recipe.noise_shift),
-                "pure noise": str(recipe.pure_noise), "absorber": digest_of(*look) if look else "none",
+                "pure noise": str(recipe.pure_noise), "absorber": digest_of(*look) if look else "none", "focus": focus,
                 "motion module": f"{self.motion.source} ({name_of_weights(self.motion.module)})",
                 "image model": identity_as(self.model, then.get("image model"))}
 
@@ -235,10 +218,8 @@ class MotionLoRASubject:
         with torch.inference_mode(False), torch.no_grad():
             reference = self.clips.source.pixels(0).movedim(1, -1).float() / 255
             if not self.texts:
-                self.snapshots.append(self.factors())
                 return reference
-            off = [] if self.look is None else [self.look]
-            for look in off:
+            for look in self.absorbing:
                 look.set_scale(0.0)
             try:
                 if self.yardsticks is None:
@@ -246,47 +227,63 @@ class MotionLoRASubject:
                 made = [self.clip_of(text, number, True) for number, text in enumerate(self.texts)]
                 others = [self.clip_of(self.texts[0], 100 + number, True) for number in range(SEEDS - 1)]
             finally:
-                for look in off:
+                for look in self.absorbing:
                     look.set_scale(1.0)
             self.measured = {
                 "fidelity": mean(fidelity(clip, reference) for clip in made),
                 "leakage": mean(leakage(clip, reference, before) for clip, before in zip(made, self.yardsticks,
                                                                                          strict=True)),
                 "diversity": diversity(torch.stack([made[0], *others]))}
-            self.history.append(self.measured)
-            self.snapshots.append(self.factors())
+            self.looks.keep(Look(self.draws, self.measured, self.factors()))
         return torch.cat([reference, *made])
 
-    def report(self, result: MotionLoRA) -> str:
+    def seen(self) -> list[Look]:
+        """The looks so far, those before a resume included."""
+        return self.looks.find(self.draws)
+
+    def report(self) -> str:
         """The looks and what was kept, in words."""
-        lines = [f"Note: {note}" for note in dict.fromkeys(self.notes)]
-        for number, look in enumerate(self.history, 1):
-            lines.append(f"look {number}: fidelity {look['fidelity']:.2f} (1 = moves alike), leakage "
-                         f"{look['leakage']:.2f} (0 = nothing of the look), diversity {look['diversity']:.3f}")
-        if self.history:
-            lines.append(f"kept: {result.metadata['snapshot']}, the earliest that moves nearly as well as the best")
-            if self.history[-1]["leakage"] > LEAK and self.absorber is None:
-                lines.append("Warning: the clip's look comes along. Train an absorber first, take fewer steps, or keep "
-                             "fade_after at 0.5 when sampling.")
-            if self.history[-1]["diversity"] < ALIKE:
-                lines.append("Warning: all seeds give nearly the same clip: it is over-trained. Take fewer steps, or a "
-                             "strength of 0.7.")
-        return "\n".join(lines or ["no prompts to look at were given: the last step is kept"])
+        return looks_report(self.seen(), self.notes, bool(self.absorbers))
 
     def result(self, name: str, steps: int) -> MotionLoRA:
-        """The earliest of the looks' snapshots that is nearly the best, or what it is now, as a MOTION_LORA."""
-        chosen = best_snapshot([look["fidelity"] for look in self.history])
-        factors = self.factors() if chosen < 0 else self.snapshots[chosen]
-        config = self.motion.config
+        """The earliest of the looks that moves nearly as well as the best, or what it is now, as a MOTION_LORA."""
+        self.draws = max(self.draws, steps * self.recipe.accumulate)        # of a training that was done before
+        looks, config = self.seen(), self.motion.config
         metadata = {"method": "Customize-A-Video", "caption": self.caption, "train_steps": str(steps),
                     "motion_module": self.motion.source, "motion_kind": config.kind,
                     "beta_schedule": config.beta_schedule, "frames": str(self.clip_frames),
                     "fps": str(self.clips.source.settings.fps), "resolution": self.clips.source.settings.size,
-                    "rank": str(self.recipe.rank), "absorber": self.absorber.kind if self.absorber else "none",
-                    "appearance_caption": self.absorber.caption if self.absorber else ""}
-        if chosen >= 0:
-            metadata["snapshot"] = f"look {chosen + 1} of {len(self.history)}"
+                    "rank": str(self.recipe.rank), "learned_from": self.focus,
+                    "absorber": " and ".join(dict.fromkeys(each.kind for each in self.absorbers)) or "none",
+                    "appearance_caption": " | ".join(dict.fromkeys(each.caption for each in self.absorbers))}
+        if looks:
+            metadata["snapshot"] = snapshot_of(looks)
+        factors = looks[chosen(looks)].factors if looks else self.factors()
         return MotionLoRA(name, factors, 1.0, Curve(((0.0, 1.0),)), metadata)
+
+
+def clip_notes(source: ClipSource, index: int) -> list[str]:
+    """What a person should know about a clip before its motion is learned."""
+    found = diagnose(source.pixels(index).movedim(1, -1) / 255, source.settings.fps)
+    notes = []
+    if found.what == "nothing":
+        notes.append(f"hardly anything moves in clip {index + 1}: there is no motion to learn in it")
+    if found.cuts:
+        notes.append(f"clip {index + 1} has a cut at frame {found.cuts[0]}, across which nothing can be learned. Its "
+                     f"best part is frames {found.start} to {found.end - 1}; Clip Doctor hands it out")
+    return notes
+
+
+def absorbers_of(given: Absorber | Sequence[Absorber] | None, clips: int, batch_size: int) -> tuple[Absorber, ...]:
+    """None, one for all clips, or one for each. Raises ValueError for another number."""
+    absorbers = (given,) if isinstance(given, Absorber) else tuple(given or ())
+    if len(absorbers) > 1 and len(absorbers) != clips:
+        raise ValueError(f"{len(absorbers)} absorbers were given for {clips} clips. Give one for all, or join one for "
+                         "each clip, in the order of the clips.")
+    if len(absorbers) > 1 and batch_size > 1:
+        raise ValueError(f"With an absorber for each clip a batch is one clip; batch_size is {batch_size}. Set "
+                         "accumulate instead, for several clips a step.")
+    return absorbers
 
 
 def mean(values: Iterator[float]) -> float:

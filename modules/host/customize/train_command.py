@@ -80,5 +80,5 @@ def _train(args: argparse.Namespace) -> None:
     subject = MotionLoRASubject(model, vae, clip, motion, clips, recipe, args.caption, prompts, absorber, cache)
     train_to_file(subject, args.out, args.resume, together, lambda made: write_lora(
         args.out, {TEMPORAL: made.factors}, ANIMATEDIFF, told(made.metadata)))
-    if together.is_first and subject.history:
-        print(f"fidelity {subject.history[-1]['fidelity']:.2f}, leakage {subject.history[-1]['leakage']:.2f}")
+    if together.is_first:
+        print(subject.report())
