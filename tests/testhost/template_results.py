@@ -20,6 +20,7 @@ from .server import ExecutionFailed, PromptRejected, Server
 from .workflow import api_graph, inputs_of
 
 MOTION = "frozen-diffusion/sprite_motion.safetensors"
+LORA = "frozen-diffusion/sprite_zigzag.safetensors"
 STEPS = 6                               # of the reduced templates
 
 
@@ -35,6 +36,9 @@ def with_embedded_files(graph: Mapping[str, dict]) -> dict:
             case "FrozenLoadMotionModule":
                 if not inputs["motion_file"].startswith("frozen-diffusion/"):
                     inputs["motion_file"] = MOTION
+            case "FrozenLoadMotionLoRA":
+                if not inputs["lora_file"].startswith("frozen-diffusion/"):
+                    inputs["lora_file"] = LORA
             case "EmptyLatentImage":
                 inputs |= {"width": 128, "height": 128}
     return changed

@@ -1,9 +1,13 @@
 """The templates of Customize-A-Video, see the list in __init__.py."""
 from __future__ import annotations
 
-from .parts import CAPTIONS, Template, node, text_of, video_graph
+from .parts import CAPTIONS, HUB, SD15, STAND_IN, STAND_IN_TILE, Template, node, text_of, video_graph
 
-ZIGZAG, SWAY = "zorbling", "fleppering"         # the motions' words, which mean nothing to the text encoder
+ZIGZAG, SWAY, BOB = "zorbling", "fleppering", "drobbing"        # words that mean nothing to the text encoder
+SD15_V2 = {"name": "mm_sd15_v2.safetensors", "directory": "animatediff_models",
+           "url": f"{HUB}/conrevo/AnimateDiff-A1111/resolve/main/motion_module/mm_sd15_v2.safetensors"}
+ZOOM_IN = {"name": "mm_sd15_v2_lora_ZoomIn.safetensors", "directory": "animatediff_motion_lora",
+           "url": f"{HUB}/conrevo/AnimateDiff-A1111/resolve/main/lora/mm_sd15_v2_lora_ZoomIn.safetensors"}
 OWN = ("\n\n**With your own SD1.5 checkpoint and AnimateDiff file:** exchange *Load Sprite World* for *Load Checkpoint*, load "
        "your motion file, and in *Clip Dataset* set **source** to *folder* with one clip of two seconds. "
        "**learning_rate** 5e-4, **steps** 150 to 500.")
@@ -13,20 +17,20 @@ STRENGTH = {"strength": 1.0, "fade_after": 0.5, "curve": "", "blocks": ""}
 def clips(source: str) -> dict:
     """One clip to learn from."""
     return node("FrozenClipDataset", source=source, folder="", frames=16, fps=8.0, width=128, height=128, stride=0.0,
-                max_clips=1, mirror=False, keep_still=False, seed=0)
+                max_clips=0, mirror=False, keep_still=False, seed=0)
 
 
 def options() -> dict:
-    return node("FrozenTrainingOptions", schedule="constant", warmup=0, optimizer="adamw", weight_decay=0.01,
+    return node("FrozenTrainingOptions", schedule="cosine", warmup=0, optimizer="adamw", weight_decay=0.01,
                 grad_clip=1.0, accumulate=1, ema=0.0, precision="fp32", gradient_checkpointing=False,
                 checkpoint_every=50)
 
 
-def trained(clips: str, caption: str, prompts: str, name: str, steps: int = 80, **more) -> dict:
+def trained(clips: str, caption: str, prompts: str, name: str, steps: int = 150, **more) -> dict:
     """Train Motion LoRA on the baseline module."""
     return node("FrozenTrainMotionLoRA", model=["world", 0], vae=["world", 2], clip=["world", 1],
                 motion_module=["module", 0], clips=[clips, 0], caption=caption, prompts=prompts, recipe="fast",
-                steps=steps, learning_rate=1e-2, rank=4, frames=8, sample_every=0, checkpoint=name, resume=True, seed=0,
+                steps=steps, learning_rate=1e-2, rank=4, frames=0, sample_every=0, checkpoint=name, resume=True, seed=0,
                 options=["options", 0], **more)
 
 
@@ -66,7 +70,7 @@ def absorb_a_look() -> Template:
                          checkpoint="sprite_absorber_example", resume=True, seed=0, options=["options", 0]),
         "train": trained("clips", f"a large panda in the middle of a yellow dotted background, {ZIGZAG}",
                          f"a large fox in the middle of a purple plain background, {ZIGZAG}", "sprite_zigzag_example",
-                         100, absorber=["absorber", 0]),
+                         absorber=["absorber", 0]),
         "apply": node("FrozenApplyMotionLoRA", motion_module=["module", 0], motion_lora=["train", 0], **STRENGTH),
         "reference": node("PreviewImage", images=["clips", 2]),
         "seen": node("PreviewImage", images=["absorber", 2]),
@@ -85,6 +89,44 @@ def absorb_a_look() -> Template:
         "positive", "sheet",
         ("The absorber is in while the motion is learned, and thrown away afterwards. The report says how much of the loss "
          "it takes away." + OWN, "### Captions" + CAPTIONS), thumbnail=[("the clip", "reference"), ("", "sheet")])
+
+
+def two_looks() -> Template:
+    """Several clips of one motion, an absorber for each."""
+    first, second = (f"a large {sprite} in the middle of a {behind} background" for sprite, behind in (
+        ("panda", "yellow dotted"), ("star", "blue plain")))
+
+    def absorber(number: int, caption: str) -> dict:
+        return node("FrozenTrainAbsorber", model=["world", 0], vae=["world", 2], clip=["world", 1], clips=["clips", 0],
+                    caption=caption, kind="S-LoRA", steps=60, learning_rate=3e-3, embedding_rate=2e-2, rank=4, vectors=4,
+                    batch_size=4, crops=64, native_scale=False, sample_every=0,
+                    checkpoint=f"sprite_absorber_{number}_example", resume=True, seed=0, options=["options", 0],
+                    clip_number=number)
+
+    graph = video_graph(f"a large fox in the middle of a green plain background, {SWAY}", "two_looks") | {
+        "clips": clips("sprite world: sway, two looks"), "options": options(),
+        "first": absorber(1, first), "second": absorber(2, second),
+        "join": node("FrozenJoinAbsorbers", first=["first", 0], second=["second", 0]),
+        "train": trained("clips", "", f"a large rocket in the middle of a purple plain background, {SWAY}",
+                         "sprite_two_looks_example", absorber=["join", 0]),
+        "apply": node("FrozenApplyMotionLoRA", motion_module=["module", 0], motion_lora=["train", 0], **STRENGTH),
+        "reference": node("PreviewImage", images=["clips", 2]),
+    } | text_of("clips", 1) | text_of("first", 3) | text_of("second", 3) | text_of("train", 3) | text_of("apply", 1)
+    graph["motion"]["inputs"]["motion_module"] = ["apply", 0]
+    return Template(
+        graph, "learns one motion from two clips of different looks. Each clip has an absorber of its own, which is in only "
+        "while that clip is learned from.", "the green *Prompt*. Then press **Run**.", "eight minutes",
+        [[{}, {"1 Model": ["world", "module"], "2 Clips": ["clips", "clips report"]},
+          {"6 Prompt": ["positive", "negative", "latent"]}, {"8 Result": ["sheet", "video", "save"]}],
+         [{"3 The clips": ["reference", "options"]}, {"4 Looks": ["first", "first report", "second", "second report",
+                                                                 "join"]},
+          {"5 Motion": ["train", "train report"]},
+          {"7 Use it": ["apply", "apply report", "motion", "sampler", "decode"]}]],
+        "positive", "sheet",
+        ("**caption** of *Train Motion LoRA* is empty, so that each clip keeps its own. For more clips chain *Join "
+         "Absorbers*, in the order of the clips." + OWN, "### Captions" + CAPTIONS),
+        {"first": "Absorber: first clip", "second": "Absorber: second clip"},
+        thumbnail=[("two clips", "reference"), ("one motion", "sheet")])
 
 
 def loaded(key: str, motion: list, name: str, strength: float) -> dict:
@@ -113,3 +155,89 @@ def motion_loras() -> Template:
          "*Convert LoRA* writes the first one for diffusers, at rank 1." + OWN, "### Captions" + CAPTIONS),
         thumbnail=[("zigzag", "sheet")])
 
+
+def two_motions() -> Template:
+    graph = video_graph(f"a large watermelon in the middle of a purple plain background, {SWAY}, {BOB}",
+                        "two_motions") | loaded("sway", ["module", 0], "sway", 0.8) | loaded("bob", ["sway", 0], "bob", 0.8)
+    graph["motion"]["inputs"]["motion_module"] = ["bob", 0]
+    return Template(
+        graph, "moves a sprite by two motion LoRAs at once: one sways it, the other bobs it up and down.",
+        "**strength** of both *Load Motion LoRA* nodes, and the words in the green *Prompt*. Then press **Run**.",
+        "half a minute",
+        [[{}, {"1 Model": ["world", "module"]}, {"3 Prompt": ["positive", "negative", "latent"]},
+          {"5 Result": ["sheet", "video", "save"]}],
+         [{"2 Motion LoRAs": ["sway", "sway report", "bob", "bob report"]},
+          {"4 Sampling": ["motion", "sampler", "decode"]}]],
+        "positive", "sheet",
+        (f"Each has a word of its own: *{SWAY}* sways, *{BOB}* bobs. Two LoRAs that share a word disturb each other. Start at "
+         "0.8 each; above 1.5 in sum clips break as a rule, and the report says so." + OWN, "### Captions" + CAPTIONS),
+        thumbnail=[("two at once", "save 0", "save 2"), ("", "save 4", "save 6")])
+
+
+def camera_lora() -> Template:
+    graph = video_graph("a castle on a hill above the sea, golden hour, film still", "camera")
+    graph["world"] = node("CheckpointLoaderSimple", ckpt_name=SD15["name"])
+    graph["module"]["inputs"]["motion_file"] = SD15_V2["name"]
+    graph["negative"]["inputs"]["text"] = "blurry, low quality, watermark"
+    graph["latent"]["inputs"] |= {"width": 512, "height": 512}
+    graph["sampler"]["inputs"] |= {"steps": 25, "cfg": 7.5}
+    graph |= text_of("module", 1) | {"camera": node("FrozenLoadMotionLoRA", motion_module=["module", 0],
+                                                    lora_file=ZOOM_IN["name"], **{**STRENGTH, "fade_after": 1.0})}
+    graph |= text_of("camera", 1)
+    graph["motion"]["inputs"]["motion_module"] = ["camera", 0]
+    return Template(
+        graph, "moves the camera of your own AnimateDiff video with one of AnimateDiff's camera LoRAs.",
+        "the files in *Load Checkpoint*, *Load Motion Module* and *Load Motion LoRA*, the green *Prompt*. Then press **Run**.",
+        "minutes on a GPU, hours",
+        [[{}, {"1 Model": ["world", "module", "module report"]}, {"3 Prompt": ["positive", "negative", "latent"]},
+          {"5 Result": ["sheet", "video", "save"]}],
+         [{"2 Camera": ["camera", "camera report"]}, {"4 Sampling": ["motion", "sampler", "decode"]}]],
+        "positive", "save",
+        (f"**Files.** The page offers what is missing; or fetch it by hand:\n\n- [{SD15['name']}]({SD15['url']}), or any "
+         f"SD1.5 checkpoint, into `models/checkpoints`\n- [{SD15_V2['name']}]({SD15_V2['url']}) into "
+         f"`models/animatediff_models`\n- [{ZOOM_IN['name']}]({ZOOM_IN['url']}) into `models/animatediff_motion_lora`\n\nThen "
+         "press **R**, which reads the folders again.\n\nThe camera LoRAs are for AnimateDiff **v2**: on v1 and v3 modules "
+         "their middle layers are missing and they do little; the report counts. They want **fade_after** 1, to move the "
+         "camera to the end. A negative **strength** zooms out.",),
+        models={"world": [SD15], "module": [SD15_V2], "camera": [ZOOM_IN]}, thumbnail=STAND_IN_TILE,
+        sprite_prompts={**STAND_IN, "positive": f"a large panda in the middle of a yellow plain background, {ZIGZAG}"})
+
+
+def edit_from_the_clip() -> Template:
+    graph = video_graph(f"a large ball in the middle of a blue plain background, {SWAY}", "edited_clip") | loaded(
+        "sway", ["module", 0], "sway", 1.0)
+    del graph["sampler"]
+    graph["motion lora"] = {**graph["motion"], "inputs": {**graph["motion"]["inputs"], "motion_module": ["sway", 0]}}
+    graph |= {
+        "clip prompt": node("CLIPTextEncode", clip=["world", 1],
+                            text=f"a large apple in the middle of a yellow dotted background, {SWAY}"),
+        "clip": node("KSampler", model=["motion lora", 0], positive=["clip prompt", 0], negative=["negative", 0],
+                     latent_image=["latent", 0], seed=7, steps=20, cfg=5.0, sampler_name="euler", scheduler="normal",
+                     denoise=1.0),
+        "clip decode": node("VAEDecode", samples=["clip", 0], vae=["world", 2]),
+        "clip sheet": node("FrozenFrameSheet", frames=["clip decode", 0], columns=4, every=1),
+        "clip shown": node("PreviewImage", images=["clip sheet", 0]),
+        "invert": node("FrozenInvertDDIM", model=["motion", 0], positive=["negative", 0], latent=["clip", 0], steps=20,
+                       refinements=0, deep_skips=0, check=True),
+        "noise": node("FrozenReferenceNoise", model=["motion", 0], noise_latent=["invert", 0], share=1.0, noise_seed=7),
+        "euler": node("KSamplerSelect", sampler_name="euler"),
+        "guider": node("CFGGuider", model=["motion lora", 0], positive=["positive", 0], negative=["negative", 0], cfg=5.0),
+        "sampler": node("SamplerCustomAdvanced", noise=["noise", 0], guider=["guider", 0], sampler=["euler", 0],
+                        sigmas=["invert", 2], latent_image=["latent", 0]),
+    } | text_of("invert", 4)
+    return Template(
+        graph, "edits a clip precisely: it is inverted to its own noise, and another prompt is sampled from that noise, with "
+        "the clip's motion LoRA.", "the two green prompts; **share** of *Reference Noise*: 1 keeps the clip's layout, 0 is a "
+        "new clip. Then press **Run**.", "a minute",
+        [[{}, {"1 Model": ["world", "module", "motion"], "2 Motion": ["sway", "sway report", "motion lora"]},
+          {"3 Prompts": ["clip prompt", "positive", "negative"]}, {"7 Result": ["sheet", "video", "save"]}],
+         [{"4 The clip": ["latent", "clip", "clip decode", "clip sheet", "clip shown"]},
+          {"5 Its noise": ["invert", "invert report", "noise"]},
+          {"6 Another prompt": ["euler", "guider", "sampler", "decode"]}]],
+        "positive", "sheet",
+        ("The inversion has the motion module on it and no motion LoRA, with an empty prompt. For a video of your own put "
+         "*Load Video*, *Get Video Components* and *VAE Encode* in place of the clip's sampler. **share** 0.1 to 0.5 keeps "
+         "the motion and lets the layout go its own way." + OWN, "### Captions" + CAPTIONS),
+        {"positive": "Prompt: the other clip", "motion": "Apply Motion Module: without LoRA",
+         "motion lora": "Apply Motion Module: with LoRA"},
+        thumbnail=[("the clip", "clip shown"), ("edited", "sheet")])
