@@ -15,6 +15,7 @@ from frozen_diffusion.modules.customize.meters import best_snapshot, diversity, 
 from frozen_diffusion.modules.customize.recipe import (
     BOTH,
     JOINT,
+    PLAIN_LOSS,
     S_LORA,
     TEXT_INVERSION,
     AbsorberRecipe,
@@ -27,7 +28,8 @@ from frozen_diffusion.modules.host.customize.files import with_motion_lora
 from frozen_diffusion.modules.host.customize.text_model import TextModel
 from frozen_diffusion.modules.host.customize.train import MotionLoRASubject
 from frozen_diffusion.modules.host.motion.apply import hold_motion
-from frozen_diffusion.modules.host.weights import model_identity
+from frozen_diffusion.modules.host.motion.frozen_copy import FrozenCopy
+from frozen_diffusion.modules.host.weights import copy_unet, model_identity
 from frozen_diffusion.modules.seeding import stream
 from frozen_diffusion.modules.training.driver import Driver
 from frozen_diffusion.modules.training.lora_keys import Factors
@@ -129,6 +131,58 @@ def test_an_absorber_learns_and_nothing_else_changes(look, tiny_sd15, sprite_cli
     with torch.inference_mode():
         assert driver.sample().shape[0] == 8
     assert set(driver.subject.measured) == {"absorbed at 100", "absorbed at 500", "absorbed at 900"}
+
+
+def test_the_bypass_is_the_image_model(look, tiny_sd15):
+    """Frame by frame the host's U-Net: no frame hears of another. A motion module over a still clip is not that."""
+    driver = look(model=tiny_sd15())
+    with torch.inference_mode():
+        list(driver.encode())
+    subject = driver.subject
+    subject.prepare()
+    x = torch.randn(4, 4, 8, 8, generator=stream("frames"))
+    t = torch.tensor([10, 300, 600, 900])
+    with torch.inference_mode(False):
+        made = subject.predict(x, t, subject.plain)
+        turned = subject.predict(x.flip(0), t.flip(0), subject.plain).flip(0)
+        alone = [subject.predict(x[i:i + 1], t[i:i + 1], subject.plain)[0] for i in range(4)]
+    torch.testing.assert_close(turned, made, rtol=1e-4, atol=1e-4)
+    for frame in range(4):
+        torch.testing.assert_close(alone[frame], made[frame], rtol=1e-4, atol=1e-4)
+    unet = copy_unet(subject.model)
+    plain = unet(x, t.float(), context=subject.plain.tokens.expand(4, -1, -1))
+    torch.testing.assert_close(plain, made, rtol=1e-4, atol=1e-4)
+    one = x[:1].clone().requires_grad_()
+    rest = x[1:].clone().requires_grad_()
+    subject.predict(torch.cat([one, rest]), t, subject.plain)[0].sum().backward()
+    assert one.grad.abs().max() > 0 and rest.grad.abs().max() == 0
+    moving = FrozenCopy(subject.model, motion().module, 2)
+    through = moving(x[:1].expand(2, -1, -1, -1)[None], t[:1], subject.plain)[0, 0]
+    assert (through - made[0]).abs().max() > 1e-2
+
+
+def test_losses_are_the_papers(look, move):
+    """Equations 3 and 5 in a few lines: the mean squared error of the predicted noise."""
+    first, second = look(), move(replace(MOTION, sample_every=0, **{
+        name: value for name, value in PLAIN_LOSS.items() if name not in ("learning_rate", "steps", "schedule")}),
+        prompts=())
+    for driver in (first, second):
+        with torch.inference_mode():
+            list(driver.encode())
+        driver.subject.prepare()
+    for subject, is_clip in ((first.subject, False), (second.subject, True)):
+        batch, levels = subject.batch(0), subject.levels
+        found = subject.loss()(batch, torch.Generator().manual_seed(3))[0]
+        generator = torch.Generator().manual_seed(3)
+        x0 = subject.model.model.process_latent_in(batch.latents)
+        t = torch.randint(len(levels.abar), (len(x0),), generator=generator)
+        eps = torch.randn(x0.shape, generator=generator)
+        abar = levels.abar[t].view(-1, *[1] * (x0.ndim - 1)).float()
+        noisy = abar.sqrt() * x0 + (1 - abar).sqrt() * eps
+        with torch.inference_mode(False), torch.no_grad():
+            made = (subject.predict(noisy, t, batch.text, batch.frame_indices) if is_clip
+                    else subject.predict(noisy, t, subject.plain))
+        assert float(found) == pytest.approx(float((eps - made).square().mean()), rel=1e-5)
 
 
 def test_an_absorber_needs_a_caption(look):

