@@ -8,10 +8,9 @@ from ..modules.customize.recipe import FAITHFUL, FAST, KINDS, PLAIN_LOSS, Absorb
 from ..modules.host.progress import show_text
 from .customize import AbsorberType, MotionLoRAType
 from .motion import MotionModuleType
-from .training_options import Options
+from .training_options import LossMap, options_input, run_inputs
 
 ClipsType = io.Custom("FROZEN_CLIP_DATASET")
-LossMap = io.Custom("LOSS_MAP")
 
 
 class FrozenTrainAbsorber(io.ComfyNode):
@@ -52,14 +51,8 @@ class FrozenTrainAbsorber(io.ComfyNode):
                                  tooltip="Off: parts are enlarged to the frame's size. On: they stay as they are."),
                 io.Int.Input("sample_every", default=100, min=0, max=100000,
                              tooltip="Show the frames and how the model sees them so often; 0 = only at the end."),
-                io.String.Input("checkpoint", default="absorber",
-                                tooltip="Name of the checkpoint, in customize_training in the output folder."),
-                io.Boolean.Input("resume", default=True,
-                                 tooltip="Go on from the checkpoint of that name if there is one. Off: start afresh; "
-                                         "the old one is kept as NAME.previous."),
-                io.Int.Input("seed", default=recipe.seed, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False,
-                             tooltip="Crops, noise, first weights: same seed, same training."),
-                Options.Input("options", optional=True, tooltip="Expert settings from Training Options."),
+                *run_inputs("absorber", "customize_training", recipe.seed, "Crops, noise, first weights"),
+                options_input(),
                 io.Int.Input("clip_number", default=0, min=0, max=1000000, optional=True,
                              tooltip="0: all clips have one look. 1, 2 and so on: learn from this clip alone; Join "
                                      "Absorbers then puts one for each clip together."),
@@ -133,14 +126,8 @@ class FrozenTrainMotionLoRA(io.ComfyNode):
                                      "memory."),
                 io.Int.Input("sample_every", default=recipe.sample_every, min=0, max=100000,
                              tooltip="Steps between two looks at the prompts; 0 = only at the end."),
-                io.String.Input("checkpoint", default="motion_lora",
-                                tooltip="Name of the checkpoint, in customize_training in the output folder."),
-                io.Boolean.Input("resume", default=True,
-                                 tooltip="Go on from the checkpoint of that name if there is one. Off: start afresh; "
-                                         "the old one is kept as NAME.previous."),
-                io.Int.Input("seed", default=recipe.seed, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False,
-                             tooltip="First weights, noise, frames: same seed, same training."),
-                Options.Input("options", optional=True, tooltip="Expert settings from Training Options."),
+                *run_inputs("motion_lora", "customize_training", recipe.seed, "First weights, noise, frames"),
+                options_input(),
                 io.Combo.Input("learn_from", options=list(FOCUSES), default=WHOLE, optional=True,
                                tooltip="the subject alone: its motion without the camera's. all but the subject: the "
                                        "camera's without the subject's."),

@@ -5,9 +5,7 @@ from comfy_api.latest import io
 
 from ..modules.guide.recipe import KINDS, WEIGHTINGS, GuideRecipe
 from .guide import GuideModel
-from .training_options import Options
-
-LossMap = io.Custom("LOSS_MAP")
+from .training_options import LossMap, options_input, run_inputs
 
 
 class FrozenTrainGuideModel(io.ComfyNode):
@@ -68,14 +66,8 @@ class FrozenTrainGuideModel(io.ComfyNode):
                 io.Int.Input("sample_every", default=200, min=0, max=100000,
                              tooltip="Show held-out prompts without guidance, with the guide and with real CFG every "
                                      "so many steps; 0 = only at the end."),
-                io.String.Input("checkpoint", default="guide",
-                                tooltip="Name of the checkpoint, in guide_training in the output folder."),
-                io.Boolean.Input("resume", default=True,
-                                 tooltip="Go on from the checkpoint of that name if there is one. Off: start afresh; "
-                                         "the old one is kept as NAME.previous."),
-                io.Int.Input("seed", default=recipe.seed, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False,
-                             tooltip="First weights, noise, order: same seed, same training."),
-                Options.Input("options", optional=True, tooltip="Expert settings from Training Options."),
+                *run_inputs("guide", "guide_training", recipe.seed, "First weights, noise, order"),
+                options_input(),
                 io.Boolean.Input("own_states", default=recipe.own_states, optional=True,
                                  tooltip="Learn on the states that guide_model comes to by itself, in place of those "
                                          "of real CFG. A round of it after a training brings pictures closer to CFG; "

@@ -5,11 +5,10 @@ from comfy_api.latest import io
 
 from ..modules.demo.paths import PATH_CLIPS
 from ..modules.motion.recipe import HEADS, NEGATIVES, MotionRecipe
-from .training_options import Options
+from .training_options import LossMap, options_input, run_inputs
 
 ClipDataset = io.Custom("FROZEN_CLIP_DATASET")
 MotionModule = io.Custom("FROZEN_MOTION_MODULE")
-LossMap = io.Custom("LOSS_MAP")
 FOLDER, SPRITES = "folder", "sprite world"
 
 
@@ -138,14 +137,7 @@ class FrozenTrainMotionModule(io.ComfyNode):
                                 tooltip="Text of the sample clip; empty = the caption of the first clip."),
                 io.Int.Input("checkpoint_every", default=recipe.checkpoint_every, min=1, max=100000,
                              tooltip="Steps between checkpoints; the end and a cancel write one too."),
-                io.String.Input("checkpoint", default="motion",
-                                tooltip="Name of the checkpoint, in motion_training in the output folder."),
-                io.Boolean.Input("resume", default=True,
-                                 tooltip="Go on from the checkpoint of that name if there is one. Off: start "
-                                         "afresh; the old one is kept as NAME.previous."),
-                io.Int.Input("seed", default=recipe.seed, min=0, max=0xFFFFFFFFFFFFFFFF,
-                             control_after_generate=False,
-                             tooltip="First weights, order of the clips, noise: same seed, same training."),
+                *run_inputs("motion", "motion_training", recipe.seed, "First weights, order of the clips, noise"),
                 io.Float.Input("snr_limit", default=recipe.snr_limit, min=0.0, max=100.0, step=0.5, optional=True,
                                tooltip="0: all noise levels count alike (AnimateDiff). 5: low noise counts less "
                                        "and high noise, where motion is decided, more (min-SNR)."),
@@ -187,8 +179,7 @@ class FrozenTrainMotionModule(io.ComfyNode):
                                tooltip="mlp: the DC loss sees the bottleneck through a projection head, which is "
                                        "trained with it and then dropped, as in the paper. none: it sees the "
                                        "bottleneck itself, which is stronger."),
-                Options.Input("options", optional=True,
-                              tooltip="Expert settings from Training Options. Inputs of the same name then follow it."),
+                options_input(),
             ],
             outputs=[
                 MotionModule.Output(display_name="motion_module",

@@ -6,6 +6,26 @@ from comfy_api.latest import io
 from ..modules.training.options import TrainingOptions
 
 Options = io.Custom("FROZEN_TRAINING_OPTIONS")
+LossMap = io.Custom("LOSS_MAP")
+
+
+def run_inputs(name: str, folder: str, seed: int, drawn: str) -> list:
+    """The inputs of every trainer that say where its checkpoint (by default `name`) is kept and what it draws."""
+    return [
+        io.String.Input("checkpoint", default=name,
+                        tooltip=f"Name of the checkpoint, in {folder} in the output folder."),
+        io.Boolean.Input("resume", default=True,
+                         tooltip="Go on from the checkpoint of that name if there is one. Off: start afresh; the old "
+                                 "one is kept as NAME.previous."),
+        io.Int.Input("seed", default=seed, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False,
+                     tooltip=f"{drawn}: same seed, same training."),
+    ]
+
+
+def options_input():
+    """The socket of FrozenTrainingOptions."""
+    return Options.Input("options", optional=True,
+                         tooltip="Expert settings from Training Options. Inputs of the same name then follow it.")
 
 
 class FrozenTrainingOptions(io.ComfyNode):

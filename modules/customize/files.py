@@ -4,17 +4,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ..files.atomic_write import write_atomically
-from ..files.checks import check_file
+from ..files.checks import Load, read_tensors
 from ..training.lora_keys import Factors, kohya_key, read_factors
 from .names import SCOPES, SPATIAL, TEMPORAL, TEXT, animatediff_key, diffusers_key, kohya_stem, scope_of
 
@@ -24,7 +22,6 @@ LAYOUTS = (ANIMATEDIFF, DIFFUSERS, KOHYA)
 CONTAINERS = ("state_dict", "lora", "unet_state_dict", "model")
 EMBEDDING = "emb_params"                        # of a textual inversion (F10)
 BIASES = (".diff", ".diff_b", ".set_weight")    # whole changes, which the host's Train LoRA saves beside its factors
-Load = Callable[[str], tuple[object, Mapping[str, str] | None]]
 # MotionDirector's list (F5), in the order of its traversal: (temporal transformers, channels of each pair).
 LIST_PARTS = (["transformer_in"] + [f"down_blocks.{i}.temp_attentions.{j}" for i in range(3) for j in range(2)]
               + [f"up_blocks.{i}.temp_attentions.{j}" for i in range(1, 4) for j in range(3)]
@@ -80,16 +77,7 @@ def read_lora_file(path: str | Path, load: Load) -> LoraFile:
     Raises LoraFileError.
     """
     path = Path(path)
-    check_file(path, LoraFileError)
-    try:
-        state, metadata = load(str(path))
-    except UnpicklingError as error:
-        raise LoraFileError(f"{path.name} holds Python objects besides weights. Such a file can run code when it is "
-                            "opened, so it is refused. Get a .safetensors version.") from error
-    except (RuntimeError, ValueError, OSError, EOFError, SafetensorError) as error:
-        reason = str(error).partition("\n")[0]
-        raise LoraFileError(f"{path.name} cannot be read ({reason}). It is damaged or no model file. Download it "
-                            "again.") from error
+    state, metadata = read_tensors(path, load, LoraFileError)
     try:
         return read_lora_state(state, path.name, metadata)
     except (LoraFileError, ValueError) as error:

@@ -4,13 +4,17 @@ from __future__ import annotations
 import json
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
+
+from safetensors import SafetensorError
 
 SAFETENSORS = (".safetensors", ".sft")
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"      # how PyTorch's files begin, new and old
 WEB_PAGE = (b"<!doctype", b"<html", b"<head", b"<?xml")
 AGAIN = "Download it again."
+Load = Callable[[str], tuple[object, Mapping[str, str] | None]]     # of a path: (state, metadata)
 
 
 def check_file(path: Path, error: type[ValueError]) -> None:
@@ -37,6 +41,19 @@ def check_file(path: Path, error: type[ValueError]) -> None:
     elif head.startswith(ZIP) and not zipfile.is_zipfile(path):
         raise error(f"{path.name} is cut off: {size:,} bytes of a PyTorch file without its end. "
                               f"{AGAIN}")
+
+
+def read_tensors(path: Path, load: Load, error: type[ValueError]) -> tuple[object, Mapping[str, str] | None]:
+    """(what is in a file of tensors, its metadata or None). `load` must refuse pickled code. Raises `error`."""
+    check_file(path, error)
+    try:
+        return load(str(path))
+    except UnpicklingError as reason:
+        raise error(f"{path.name} holds Python objects besides weights. Such a file can run code when it is opened, so "
+                    "it is refused. Get a .safetensors version.") from reason
+    except (RuntimeError, ValueError, OSError, EOFError, SafetensorError) as reason:
+        said = str(reason).partition("\n")[0]
+        raise error(f"{path.name} cannot be read ({said}). It is damaged or no model file. {AGAIN}") from reason
 
 
 def header_length(head: bytes) -> int | None:

@@ -14,8 +14,13 @@ def attend(default, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | 
     """Attention by torch for the host's override: some of the host's own kernels have no backward pass."""
     if mask is not None or kwargs.get("skip_reshape"):
         return default(q, k, v, heads, mask=mask, **kwargs)
+    return attention(q, k, v, heads)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **_) -> Tensor:
+    """softmax(q k^T / sqrt d + mask) v of [B, N, heads d], with a derivative."""
     q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)               # [B, N, C]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
 def attend_plainly(default, q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None,

@@ -1,22 +1,19 @@
 """Reading every kind of motion file into one form, and writing our own."""
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ..files.atomic_write import write_atomically
-from ..files.checks import check_file, read_header, version_problem
+from ..files.checks import Load, read_header, read_tensors, version_problem
 from . import detect, keys
 from .file_checks import MotionFileError, name_other
 from .module import MotionConfig, MotionModule
 
 FORMAT, VERSION = "frozen-diffusion motion", "1"
-Load = Callable[[str], tuple[Mapping, Mapping[str, str] | None]]
 
 
 @dataclass(frozen=True)
@@ -45,16 +42,7 @@ def read_motion_file(path: str | Path, load: Load
     Raises MotionFileError that says what the file is instead, or what is wrong with it.
     """
     path = Path(path)
-    check_file(path, MotionFileError)
-    try:
-        state, metadata = load(str(path))
-    except UnpicklingError as error:
-        raise MotionFileError(f"{path.name} holds Python objects besides weights. Such a file can run code "
-                              "when it is opened, so it is refused. Get a .safetensors version.") from error
-    except (RuntimeError, ValueError, OSError, EOFError, SafetensorError) as error:
-        reason = str(error).partition("\n")[0]
-        raise MotionFileError(f"{path.name} cannot be read ({reason}). It is damaged or no model file. "
-                              "Download it again.") from error
+    state, metadata = read_tensors(path, load, MotionFileError)
     try:
         return *read_motion_state(state, metadata), dict(metadata or {})
     except MotionFileError as error:

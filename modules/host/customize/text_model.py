@@ -9,11 +9,11 @@ import copy
 
 import comfy.ops
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...customize.absorber import PLACEHOLDER
 from ...data.encoded import Text
+from ..attention import attention
 
 LENGTH = 77                     # tokens of a prompt, begin and end included
 
@@ -104,16 +104,10 @@ class TextModel:
         wanted = self.layer_idx if self.layer == "hidden" else None
         wanted = None if wanted is None else wanted % len(layers)
         for number, layer in enumerate(layers):
-            x = x + layer.self_attn(layer.layer_norm1(x), mask, attend)
+            x = x + layer.self_attn(layer.layer_norm1(x), mask, attention)
             x = x + layer.mlp(layer.layer_norm2(x))
             if number == wanted:
                 hidden = x
         if hidden is not None:
             return Text(model.final_layer_norm(hidden) if self.norm_inner else hidden, None)
         return Text(model.final_layer_norm(x), None)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **_) -> Tensor:
-    """softmax(q k^T / sqrt d) v of [B, N, heads d], with a derivative."""
-    q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
