@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..training.settings import TrainSettings
+from ..training.settings import TrainSettings, settings_of
 
 S_LORA, TEXT_INVERSION, BOTH, JOINT = "S-LoRA", "textual inversion", "both", "joint"
 KINDS = (S_LORA, TEXT_INVERSION, BOTH, JOINT)       # both: each against the clean base; joint: together
@@ -49,11 +49,7 @@ class AbsorberRecipe:
 
     def settings(self) -> TrainSettings:
         """The part of the recipe that the training loop knows."""
-        return TrainSettings(
-            steps=self.steps, lr=self.learning_rate, warmup=self.warmup, schedule=self.schedule,
-            optimizer=self.optimizer, weight_decay=self.weight_decay, grad_clip=self.grad_clip,
-            accumulate=self.accumulate, seed=self.seed, precision=self.precision,
-            checkpoint_every=self.checkpoint_every)
+        return settings_of(self)
 
 
 @dataclass(frozen=True)
@@ -97,11 +93,7 @@ class MotionLoRARecipe:
 
     def settings(self) -> TrainSettings:
         """The part of the recipe that the training loop knows."""
-        return TrainSettings(
-            steps=self.steps, lr=self.learning_rate, warmup=self.warmup, schedule=self.schedule,
-            optimizer=self.optimizer, weight_decay=self.weight_decay, grad_clip=self.grad_clip,
-            accumulate=self.accumulate, seed=self.seed, precision=self.precision,
-            checkpoint_every=self.checkpoint_every)
+        return settings_of(self)
 
 
 FAST, FAITHFUL = "fast", "faithful"

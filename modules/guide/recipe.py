@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..training.settings import TrainSettings
+from ..training.settings import TrainSettings, settings_of
 
 KINDS = ("tiny", "full")
 EVEN, BY_SCALE = "even", "by scale"     # by scale: 1 / ((g - 1)^2 + 1), or high scales would have nearly all of it
@@ -62,8 +62,4 @@ class GuideRecipe:
 
     def settings(self) -> TrainSettings:
         """The part of the recipe that the training loop knows."""
-        return TrainSettings(
-            steps=self.steps, lr=self.learning_rate, warmup=self.warmup, schedule=self.schedule, betas=(0.9, 0.99),
-            optimizer=self.optimizer, weight_decay=self.weight_decay, grad_clip=self.grad_clip,
-            accumulate=self.accumulate, seed=self.seed, precision=self.precision,
-            checkpoint_every=self.checkpoint_every)
+        return settings_of(self, betas=(0.9, 0.99))

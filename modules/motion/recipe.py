@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..training.settings import TrainSettings
+from ..training.settings import TrainSettings, settings_of
 
 FRESH_SCHEDULE = "sqrt_linear"      # linear betas, with which AnimateDiff was trained; the name is the host's
 NEGATIVES = ("batch", "queue")      # what DC compares a clip with: the batch's other clips, or clips of earlier steps
@@ -75,11 +75,7 @@ class MotionRecipe:
 
     def settings(self) -> TrainSettings:
         """The part of the recipe that the training loop knows."""
-        return TrainSettings(
-            steps=self.steps, lr=self.learning_rate, warmup=self.warmup, schedule=self.schedule,
-            optimizer=self.optimizer, weight_decay=self.weight_decay, grad_clip=self.grad_clip,
-            accumulate=self.accumulate, seed=self.seed, precision=self.precision,
-            checkpoint_every=self.checkpoint_every)
+        return settings_of(self)
 
     def reach(self, available: int) -> int:
         """The length of clip that is learned, of clips with so many frames: scattered frames come from all of it."""

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 from .optimizer import Kind
@@ -37,6 +37,15 @@ class TrainSettings:
                               "optimizer": get_args(Kind)}.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be {' or '.join(allowed)}; {getattr(self, name)!r} was given.")
+
+
+def settings_of(recipe, **more) -> TrainSettings:
+    """The part of a method's recipe that the loop knows: entries of the same name, and its learning_rate.
+
+    more: what the recipe does not say.
+    """
+    shared = {entry.name: getattr(recipe, entry.name) for entry in fields(TrainSettings) if hasattr(recipe, entry.name)}
+    return TrainSettings(lr=recipe.learning_rate, **shared, **more)
 
 
 def learning_rate(settings: TrainSettings, step: int, lr: float | None = None) -> float:
