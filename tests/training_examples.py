@@ -48,6 +48,18 @@ class Squares:
         return "3 clips of squares\nnothing else"
 
 
+class Slides(Squares):
+    """Clips of eight frames, enough for a motion, in which a square slides over grey."""
+
+    settings = ClipSettings(frames=8, width=64, height=64)
+
+    def pixels(self, index):
+        pixels = torch.full((8, 3, 64, 64), 90, dtype=torch.uint8)
+        for frame in range(8):
+            pixels[frame, :, 16 * index:16 * index + 16, 6 * frame:6 * frame + 16] = 255
+        return pixels
+
+
 class WordClip:
     """Stands for a CLIP: every caption has random tokens of its own."""
 

@@ -8,12 +8,11 @@ import comfy.model_management
 import pytest
 import torch
 from motion_examples import TINY, random_motion
-from training_examples import Squares, WordClip, preview_vae
+from training_examples import Slides, WordClip, preview_vae
 
 from frozen_diffusion.modules.customize.absorber import PLACEHOLDER, Absorber, joined
 from frozen_diffusion.modules.customize.focus import REST, SUBJECT, WHOLE, Focus, masks_for, subject_mask
 from frozen_diffusion.modules.customize.recipe import AbsorberRecipe, MotionLoRARecipe
-from frozen_diffusion.modules.data.clips import ClipSettings
 from frozen_diffusion.modules.data.encoded import ClipBatch, Text
 from frozen_diffusion.modules.host.customize.absorb import AbsorberSubject
 from frozen_diffusion.modules.host.customize.spatial import spatial_paths
@@ -25,18 +24,6 @@ from frozen_diffusion.modules.training.driver import Driver
 from frozen_diffusion.modules.training.lora_keys import Factors
 
 MOTION = MotionLoRARecipe(steps=4, rank=2, frames=4, sample_every=2, checkpoint_every=2, learning_rate=1e-2)
-
-
-class Slides(Squares):
-    """Clips of eight frames in which a square slides over grey."""
-
-    settings = ClipSettings(frames=8, width=64, height=64)
-
-    def pixels(self, index):
-        pixels = torch.full((8, 3, 64, 64), 90, dtype=torch.uint8)
-        for frame in range(8):
-            pixels[frame, :, 16 * index:16 * index + 16, 6 * frame:6 * frame + 16] = 255
-        return pixels
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import comfy.model_management
 import pytest
 import torch
 from motion_examples import TINY, random_motion
-from training_examples import Squares, WordClip, preview_vae
+from training_examples import Slides, Squares, WordClip, preview_vae
 
 from frozen_diffusion.modules.customize.absorber import PLACEHOLDER, Absorber, cropped, draw_crop, look_caption
 from frozen_diffusion.modules.customize.meters import best_snapshot, diversity, fidelity, leakage
@@ -21,7 +21,6 @@ from frozen_diffusion.modules.customize.recipe import (
     AbsorberRecipe,
     MotionLoRARecipe,
 )
-from frozen_diffusion.modules.data.clips import ClipSettings
 from frozen_diffusion.modules.host.codec import HostText
 from frozen_diffusion.modules.host.customize.absorb import AbsorberSubject
 from frozen_diffusion.modules.host.customize.files import with_motion_lora
@@ -36,18 +35,6 @@ from frozen_diffusion.modules.training.lora_keys import Factors
 
 LOOK = AbsorberRecipe(steps=3, batch_size=2, crops=4, rank=2, vectors=2, checkpoint_every=2)
 MOTION = MotionLoRARecipe(steps=4, rank=2, frames=4, sample_every=2, checkpoint_every=2, learning_rate=1e-2)
-
-
-class LongSquares(Squares):
-    """Clips of eight frames."""
-
-    settings = ClipSettings(frames=8, width=64, height=64)
-
-    def pixels(self, index):
-        pixels = torch.full((8, 3, 64, 64), 90, dtype=torch.uint8)
-        for frame in range(8):
-            pixels[frame, :, 16 * index:16 * index + 16, 6 * frame:6 * frame + 16] = 255
-        return pixels
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +71,7 @@ def trained(driver, stop_after=None):
 def look(tiny_sd15, vae, tmp_path):
     def make(recipe=LOOK, name="look", clip=None, caption="a white square", **more):
         subject = AbsorberSubject(more.pop("model", None) or tiny_sd15(), vae, clip or WordClip(),
-                                  more.pop("source", LongSquares()), recipe, caption, tmp_path / "cache", **more)
+                                  more.pop("source", Slides()), recipe, caption, tmp_path / "cache", **more)
         return Driver(subject, tmp_path / f"{name}.safetensors")
     return make
 
@@ -93,7 +80,7 @@ def look(tiny_sd15, vae, tmp_path):
 def move(tiny_sd15, vae, tmp_path):
     def make(recipe=MOTION, name="motion", caption="a square, sliding", prompts=("a circle, sliding",), **more):
         subject = MotionLoRASubject(more.pop("model", None) or tiny_sd15(), vae, more.pop("clip", None) or WordClip(),
-                                    more.pop("motion", None) or motion(), more.pop("source", LongSquares()), recipe,
+                                    more.pop("motion", None) or motion(), more.pop("source", Slides()), recipe,
                                     caption, prompts, cache=tmp_path / "cache", **more)
         return Driver(subject, tmp_path / f"{name}.safetensors")
     return make
@@ -367,7 +354,7 @@ def test_the_trainings_by_the_nodes(comfy, tiny_sd15, vae, tmp_path, monkeypatch
     import folder_paths
     monkeypatch.setattr(folder_paths, "get_user_directory", lambda: str(tmp_path))
     monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path / "output"))
-    model, loaded, clips = tiny_sd15(), motion(), LongSquares()
+    model, loaded, clips = tiny_sd15(), motion(), Slides()
     shared = {"model": model, "vae": vae, "clip": WordClip(), "clips": clips, "resume": True, "seed": 0}
     absorber, losses, sheet, report = comfy.run(
         "FrozenTrainAbsorber", **shared, caption="a white square", kind="S-LoRA", steps=2, learning_rate=1e-3,
