@@ -170,8 +170,12 @@ def fresh_factors(layer: Layer, rank: int, alpha: float | None = None,
 
 
 def check_rank(network: nn.Module, paths: Iterable[str], rank: int) -> None:
-    """Raises ValueError for a rank that is larger than one of these layers."""
-    most = min(min(weight.shape[0], weight[0].numel()) for weight in (layer_at(network, path).weight for path in paths))
+    """Raises ValueError for a rank that is larger than one of these layers, and if there is none."""
+    weights = [layer_at(network, path).weight for path in paths]
+    if not weights:
+        raise ValueError("The model has no attention layers of this kind, so a LoRA would stand beside nothing and "
+                         "learn nothing. Use another image model or motion module.")
+    most = min(min(weight.shape[0], weight[0].numel()) for weight in weights)
     if rank > most:
         raise ValueError(f"A LoRA of rank {rank} is larger than the smallest layer that it changes. Set the rank to "
                          f"{most} at most, e.g. 4.")

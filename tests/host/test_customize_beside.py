@@ -7,7 +7,7 @@ import pytest
 import torch
 from control_examples import random_control_net, random_model
 from guide_examples import guide_for
-from h_space_examples import comfy_sampler, guider, injected, levels, record
+from h_space_examples import QUICK, comfy_sampler, guider, injected, levels, record
 from motion_examples import TINY, random_motion
 from training_examples import WordClip, preview_vae
 
@@ -244,6 +244,17 @@ def test_a_rank_that_is_too_large(base, tmp_path):
     with torch.inference_mode():
         list(driver.encode())
         with pytest.raises(ValueError, match="Set the rank to 32 at most"):
+            next(driver.records())
+
+
+def test_a_model_without_layers_to_change(tiny_sd15, tmp_path):
+    """K6 of the peers' reports: told before the first step."""
+    bare = tiny_sd15(**QUICK)
+    driver = Driver(AbsorberSubject(bare, preview_vae(), WordClip(), plain_look("sway"), AbsorberRecipe(
+        steps=2, crops=2), "a panda", tmp_path / "cache"))
+    with torch.inference_mode():
+        list(driver.encode())
+        with pytest.raises(ValueError, match="beside nothing and learn nothing"):
             next(driver.records())
 
 
