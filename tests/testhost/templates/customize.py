@@ -141,19 +141,29 @@ def motion_loras() -> Template:
         "convert": node("FrozenConvertLoRA", lora_file="frozen-diffusion/sprite_zigzag.safetensors", add="none", scale=1.0,
                         add_scale=1.0, rank=1, layout="diffusers", filename_prefix="motion_loras/zigzag_example"),
     } | text_of("convert", 0)
+    for key in ("motion", "sampler", "decode", "sheet"):
+        graph[f"{key} without"] = {**graph[key], "inputs": dict(graph[key]["inputs"])}
+    graph["sampler without"]["inputs"]["model"] = ["motion without", 0]
+    graph["decode without"]["inputs"]["samples"] = ["sampler without", 0]
+    graph["sheet without"]["inputs"]["frames"] = ["decode without", 0]
+    graph["shown without"] = node("PreviewImage", images=["sheet without", 0])
     graph["motion"]["inputs"]["motion_module"] = ["sway", 0]
     return Template(
-        graph, "moves a sprite by a motion LoRA that comes with the pack, and has a place for a second one.",
+        graph, "moves a sprite by a motion LoRA that comes with the pack, beside the same seed without it.",
         "**strength** of both *Load Motion LoRA* nodes, and the word in the green *Prompt*. Then press **Run**.",
-        "half a minute",
+        "a minute",
         [[{}, {"1 Model": ["world", "module"]}, {"3 Prompt": ["positive", "negative", "latent"]},
-          {"5 Result": ["sheet", "video", "save"]}],
+          {"6 Result": ["sheet", "video", "save"]}],
          [{"2 Motion LoRAs": ["zigzag", "zigzag report", "sway", "sway report"]},
-          {"4 Sampling": ["motion", "sampler", "decode"], "6 Another file": ["convert", "convert report"]}]],
+          {"4 Without": ["motion without", "sampler without", "decode without", "sheet without", "shown without"]},
+          {"5 With": ["motion", "sampler", "decode"], "7 Another file": ["convert", "convert report"]}]],
         "positive", "sheet",
-        (f"*{ZIGZAG}* goes with the first, *{SWAY}* with the second: the reports tell. Of two at once start at 0.8 each. "
-         "*Convert LoRA* writes the first one for diffusers, at rank 1." + OWN, "### Captions" + CAPTIONS),
-        thumbnail=[("zigzag", "sheet")])
+        (f"*{ZIGZAG}* goes with the first, *{SWAY}* with the second: the reports tell, and how many layers of the module each "
+         "changes. Of two at once start at 0.8 each. *Convert LoRA* writes the first one for diffusers, at rank 1." + OWN,
+         "### Captions" + CAPTIONS),
+        {"motion without": "Apply Motion Module: without", "sampler without": "KSampler: without",
+         "decode without": "VAE Decode: without", "sheet without": "Frame Sheet: without", "sheet": "Frame Sheet: with"},
+        thumbnail=[("without", "shown without"), ("with", "sheet")])
 
 
 def two_motions() -> Template:
