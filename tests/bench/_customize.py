@@ -113,8 +113,9 @@ class OneStage(MotionLoRASubject):
     def prepare(self) -> None:
         super().prepare()
         unet = self.predict.unet
-        self.beside = attach(unet, attention_paths(self.model, unet), self.recipe.rank, seed=self.recipe.seed)
-        self.trained["look"] = self.beside.to(self.predict.device)
+        with torch.inference_mode(False):
+            self.beside = attach(unet, attention_paths(self.model, unet), self.recipe.rank, seed=self.recipe.seed)
+            self.trained["look"] = self.beside.to(self.predict.device)
 
     @classmethod
     def of(cls, world: World, source: PathClip, recipe: MotionLoRARecipe, cache: Path) -> Learned:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import statistics
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -27,21 +28,24 @@ MOTION, NOISE, DEFAULT = "zigzag", 60, "none + fade"
 RECIPE = MotionLoRARecipe(sample_every=0)
 
 
-def trained(world, seed: int, cache: Path) -> dict[str, tuple]:
-    """(MODEL, motion LoRA, fade_after) of each way."""
+def trained(world, seed: int, cache: Path) -> Iterator[tuple[str, tuple]]:
+    """(way, (MODEL, motion LoRA, fade_after)), each as soon as it is trained."""
     source, recipe = odd_look(MOTION), replace(RECIPE, seed=seed)
     look = source.text.removesuffix(f", {WORDS[MOTION]}")
-    s_lora, words = (absorbed(world, source, AbsorberRecipe(kind=kind, seed=seed), look, cache)
-                     for kind in (S_LORA, TEXT_INVERSION))
-    both = Absorber(s_lora.factors, words.vectors, look)
     called = replace(source, text=f"{look} {PLACEHOLDER}, {WORDS[MOTION]}")
-    none, with_s = learned(world, source, recipe, cache), learned(world, source, recipe, cache, s_lora)
-    ways = {"none": (none, 1.0), "S": (with_s, 1.0), DEFAULT: (none, 0.5), "S + fade": (with_s, 0.5),
-            "TI": (learned(world, called, recipe, cache, words), 1.0),
-            "both": (learned(world, called, recipe, cache, both), 1.0)}
+    none = learned(world, source, recipe, cache)
+    yield "none", (world.model, none, 1.0)
+    yield DEFAULT, (world.model, none, 0.5)
+    s_lora = absorbed(world, source, AbsorberRecipe(kind=S_LORA, seed=seed), look, cache)
+    with_s = learned(world, source, recipe, cache, s_lora)
+    yield "S", (world.model, with_s, 1.0)
+    yield "S + fade", (world.model, with_s, 0.5)
     one = OneStage.of(world, source, recipe, cache)
-    return {name: (world.model, *how) for name, how in ways.items()} | {
-        "one-stage": (with_look(world.model, one.spatial), one.motion, 1.0)}
+    yield "one-stage", (with_look(world.model, one.spatial), one.motion, 1.0)
+    words = absorbed(world, source, AbsorberRecipe(kind=TEXT_INVERSION, seed=seed), look, cache)
+    yield "TI", (world.model, learned(world, called, recipe, cache, words), 1.0)
+    both = Absorber(s_lora.factors, words.vectors, look)
+    yield "both", (world.model, learned(world, called, recipe, cache, both), 1.0)
 
 
 def run() -> dict:
@@ -50,7 +54,7 @@ def run() -> dict:
     base, rows = leaks(before, asked), {"base": [asdict(marks(before, asked, MOTION))]}
     with tempfile.TemporaryDirectory() as folder:
         for seed in seeds():
-            for name, (model, lora, fade_after) in trained(world, seed, Path(folder)).items():
+            for name, (model, lora, fade_after) in trained(world, seed, Path(folder)):
                 clips = clips_of(world, model, lora, asked, MOTION, NOISE, fade_after=fade_after)
                 near, around = (statistics.mean(after - own for after, own in zip(found, plain, strict=True))
                                 for found, plain in zip(leaks(clips, asked), base, strict=True))
