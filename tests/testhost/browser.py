@@ -63,12 +63,13 @@ class Page:
     def seen(self, node_ids: Sequence[int], patience: int = 0) -> list[bool]:
         """Whether each node lies in the window, title included, with nothing of the page over it.
 
-        A page that has just opened a workflow moves its view afterwards and may still be covered: ask again until all
-        of them are seen, for up to `patience` tenths of a second.
+        A page that has just opened a workflow moves its view afterwards, and a dialog of missing models may come late:
+        close it and ask again until all of them are seen, for up to `patience` tenths of a second.
         """
         for _ in range(patience):
             if all(self.tab.evaluate(SEEN, list(node_ids))):
                 break
+            self.close_dialogs()
             self.tab.wait_for_timeout(100)
         return self.tab.evaluate(SEEN, list(node_ids))
 

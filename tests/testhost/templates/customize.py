@@ -161,7 +161,7 @@ def motion_loras() -> Template:
         (f"*{ZIGZAG}* goes with the first, *{SWAY}* with the second: the reports tell, and how many layers of the module each "
          "changes. Of two at once start at 0.8 each. *Convert LoRA* writes the first one for diffusers, at rank 1." + OWN,
          "### Captions" + CAPTIONS),
-        {"motion without": "Apply Motion Module: without", "sampler without": "KSampler: without",
+        {"motion without": "Motion: without", "sampler without": "KSampler: without",
          "decode without": "VAE Decode: without", "sheet without": "Frame Sheet: without", "sheet": "Frame Sheet: with"},
         thumbnail=[("without", "shown without"), ("with", "sheet")])
 
@@ -248,6 +248,6 @@ def edit_from_the_clip() -> Template:
         ("The inversion has the motion module on it and no motion LoRA, with an empty prompt. For a video of your own put "
          "*Load Video*, *Get Video Components* and *VAE Encode* in place of the clip's sampler. **share** 0.1 to 0.5 keeps "
          "the motion and lets the layout go its own way." + OWN, "### Captions" + CAPTIONS),
-        {"positive": "Prompt: the other clip", "motion": "Apply Motion Module: without LoRA",
-         "motion lora": "Apply Motion Module: with LoRA"},
+        {"positive": "Prompt: the other clip", "motion": "Motion without LoRA",
+         "motion lora": "Motion with LoRA"},
         thumbnail=[("the clip", "clip shown"), ("edited", "sheet")])
