@@ -22,6 +22,7 @@ from frozen_diffusion.modules.customize.recipe import (
     MotionLoRARecipe,
 )
 from frozen_diffusion.modules.host.codec import HostText
+from frozen_diffusion.modules.host.customize import train
 from frozen_diffusion.modules.host.customize.absorb import AbsorberSubject
 from frozen_diffusion.modules.host.customize.files import with_motion_lora
 from frozen_diffusion.modules.host.customize.text_model import TextModel
@@ -77,7 +78,9 @@ def look(tiny_sd15, vae, tmp_path):
 
 
 @pytest.fixture
-def move(tiny_sd15, vae, tmp_path):
+def move(tiny_sd15, vae, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "SAMPLE_STEPS", 2)
+
     def make(recipe=MOTION, name="motion", caption="a square, sliding", prompts=("a circle, sliding",), **more):
         subject = MotionLoRASubject(more.pop("model", None) or tiny_sd15(), vae, more.pop("clip", None) or WordClip(),
                                     more.pop("motion", None) or motion(), more.pop("source", Slides()), recipe,
@@ -383,6 +386,7 @@ def test_the_command_learns_both(tiny_sd15, vae, tmp_path, monkeypatch, capsys, 
     from frozen_diffusion.modules.host import image_model
     from frozen_diffusion.modules.host.customize.files import load_lora, motion_lora_of
     from frozen_diffusion.modules.host.motion import files as motion_files
+    monkeypatch.setattr(train, "SAMPLE_STEPS", 2)
     monkeypatch.setattr(image_model, "load_image_model", lambda path: (tiny_sd15(), WordClip(), vae))
     monkeypatch.setattr(motion_files, "load_motion_file", lambda path: (motion(), None))
     (tmp_path / "words.txt").write_text("a fox, swaying\n")
