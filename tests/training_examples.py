@@ -95,8 +95,8 @@ def trained(config: MotionConfig, seed: int = 1) -> LoadedMotion:
     return hold_motion(config, random_motion(config, seed).state_dict(), "given.safetensors")
 
 
-def run(training, stop_after=None):
-    """As a node does it: in inference mode. Returns the losses."""
+def run(training, stop_after=None, looks=()):
+    """As a node does it: in inference mode, with samples after the steps `looks`. Returns the losses."""
     with torch.inference_mode():
         for _ in training.encode():
             pass
@@ -104,6 +104,8 @@ def run(training, stop_after=None):
             losses = []
             for record in records:
                 losses.append(record.loss)
+                if record.step in looks:
+                    training.sample()
                 if record.step == stop_after:
                     break
     return losses

@@ -7,17 +7,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .meters import subject_weights
+from .meters import small, subject_weights
 
 WHOLE, SUBJECT, REST = "whole frame", "the subject alone", "all but the subject"
 FOCUSES = (WHOLE, SUBJECT, REST)
-SIDE, EDGE = 64, 5          # pixels that an automatic mask is made at, and its width around what moves
+EDGE = 5                    # width of an automatic mask around what moves, in the pixels that it is made at
 
 
 def subject_mask(pixels: Tensor) -> Tensor:
     """[F, 64, 64] of 0 and 1: what differs from the median frame of a clip [F, 3, H, W] uint8, and a little more."""
-    small = functional.interpolate(pixels.float() / 255, (SIDE, SIDE), mode="area")
-    away = subject_weights(small)
+    away = subject_weights(small(pixels.movedim(1, -1) / 255))
     near = (away > 0).float()[:, None]
     return functional.max_pool2d(near, EDGE, 1, EDGE // 2)[:, 0]
 

@@ -17,7 +17,7 @@ METERS = ("fidelity", "leakage", "diversity")
 
 @dataclass(frozen=True)
 class Look:
-    """One look: after so many draws of the training, what METERS said ({} without prompts), and the LoRA then."""
+    """One look: after so many draws of the training, what METERS said, and the LoRA then."""
     draws: int
     measured: Mapping[str, float]
     factors: Mapping[str, Factors]
@@ -36,7 +36,7 @@ class Looks:
 
     def keep(self, look: Look) -> None:
         """Raises ValueError for numbers that are not finite, CheckpointError when the disk is full."""
-        tensors = {"measured": torch.tensor([look.measured.get(name, 0.0) for name in METERS])}
+        tensors = {"measured": torch.tensor([look.measured[name] for name in METERS])}
         for path, pair in look.factors.items():
             tensors |= {f"{path} down": pair.down, f"{path} up": pair.up, f"{path} alpha": torch.tensor(pair.alpha)}
         self.cache.write(self.key(look.draws), tensors, "this look", "motion LoRA")

@@ -1,14 +1,13 @@
 """Motion LoRAs from several clips and from parts of the frame, and looks that outlive a cancel."""
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 
 import comfy.model_management
 import pytest
 import torch
 from motion_examples import TINY, random_motion
-from training_examples import Slides, WordClip, preview_vae
+from training_examples import Slides, WordClip, preview_vae, run
 
 from frozen_diffusion.modules.customize.absorber import PLACEHOLDER, Absorber, joined
 from frozen_diffusion.modules.customize.focus import REST, SUBJECT, WHOLE, Focus, masks_for, subject_mask
@@ -42,21 +41,6 @@ def move(tiny_sd15, vae, tmp_path, monkeypatch):
                                     caption, prompts, cache=tmp_path / "cache", **more)
         return Driver(subject, tmp_path / f"{name}.safetensors")
     return make
-
-
-def trained(driver, looks=(), stop_after=None):
-    """As a node does it. Returns the losses."""
-    losses = []
-    with torch.inference_mode():
-        list(driver.encode())
-        with contextlib.closing(driver.records()) as records:
-            for record in records:
-                losses.append(record.loss)
-                if record.step in looks:
-                    driver.sample()
-                if record.step == stop_after:
-                    break
-    return losses
 
 
 def absorber_for(model, seed, size=0.5):
@@ -189,30 +173,30 @@ def test_learning_from_a_part(move):
     whole, own, mine = (move(replace(MOTION, sample_every=0), name, prompts=(), focus=focus, mask=mask)
                         for name, focus, mask in (("whole", WHOLE, None), ("auto", SUBJECT, None),
                                                   ("mine", SUBJECT, torch.ones(1, 64, 64))))
-    losses = [trained(driver) for driver in (whole, own, mine)]
+    losses = [run(driver) for driver in (whole, own, mine)]
     assert losses[0] != losses[1] and losses[0] == losses[2]
     assert own.result().metadata["learned_from"] == SUBJECT
     with pytest.raises(ValueError, match="learn_from is one of"):
         move(focus="magic")
     with pytest.raises(Exception, match="focus"):
-        trained(move(replace(MOTION, sample_every=0, steps=6), "auto", prompts=()))
+        run(move(replace(MOTION, sample_every=0, steps=6), "auto", prompts=()))
 
 
 def test_looks_outlive_a_cancel(move):
     """A resumed training knows the looks before it; one of another recipe or other prompts has its own."""
     whole = move(name="whole")
-    trained(whole, looks=(2, 4))
+    run(whole, looks=(2, 4))
     cut = move(name="cut")
-    trained(cut, looks=(2,), stop_after=2)
+    run(cut, looks=(2,), stop_after=2)
     again = move(name="cut")
-    trained(again, looks=(4,))
+    run(again, looks=(4,))
     for driver in (whole, again):
         assert [look.draws for look in driver.subject.seen()] == [2, 4]
     kept, expected = (driver.result() for driver in (again, whole))
     assert kept.metadata["snapshot"] == expected.metadata["snapshot"]
     assert all(torch.equal(pair.up, kept.factors[name].up) for name, pair in expected.factors.items())
     finished = move(name="cut")
-    assert trained(finished) == [] and finished.result().metadata["snapshot"].endswith("of 2")
+    assert run(finished) == [] and finished.result().metadata["snapshot"].endswith("of 2")
     names = [move(replace(MOTION, learning_rate=2e-2)).subject.looks.name, move(prompts=("a star",)).subject.looks.name]
     assert len({whole.subject.looks.name, *names}) == 3
 
@@ -220,7 +204,7 @@ def test_looks_outlive_a_cancel(move):
 def test_all_seeds_alike_is_said(move):
     """K4 of the peers' reports: over-trained LoRAs that draw one clip."""
     driver = move()
-    trained(driver, looks=(4,))
+    run(driver, looks=(4,))
     look = driver.subject.looks.known[4]
     driver.subject.looks.known[4] = replace(look, measured={**look.measured, "diversity": 0.0005, "leakage": 0.4})
     assert "all seeds give nearly the same clip" in driver.subject.report()
@@ -236,7 +220,7 @@ def test_a_cancelled_absorber_goes_on(tiny_sd15, vae, tmp_path, monkeypatch):
                       tmp_path / f"{name}.safetensors")
 
     whole, cut = driver("whole"), driver("cut")
-    trained(whole)
+    run(whole)
     draw = cut.subject.batch
 
     def cancelled(number):
@@ -246,8 +230,8 @@ def test_a_cancelled_absorber_goes_on(tiny_sd15, vae, tmp_path, monkeypatch):
 
     monkeypatch.setattr(cut.subject, "batch", cancelled)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        trained(cut)
+        run(cut)
     again = driver("cut")
-    assert len(trained(again)) == 2
+    assert len(run(again)) == 2
     expected = whole.result().factors
     assert all(torch.equal(pair.up, expected[name].up) for name, pair in again.result().factors.items())

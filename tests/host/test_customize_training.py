@@ -1,14 +1,13 @@
 """Customize-A-Video's two trainings in the host: what is trained and left alone, captions, looks, ways of ending."""
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 
 import comfy.model_management
 import pytest
 import torch
 from motion_examples import TINY, random_motion
-from training_examples import Slides, Squares, WordClip, preview_vae
+from training_examples import Slides, Squares, WordClip, preview_vae, run
 
 from frozen_diffusion.modules.customize.absorber import PLACEHOLDER, Absorber, cropped, draw_crop, look_caption
 from frozen_diffusion.modules.customize.meters import best_snapshot, diversity, fidelity, leakage
@@ -54,18 +53,8 @@ def motion():
 
 
 def trained(driver, stop_after=None):
-    """As a node does it, in inference mode. Returns the losses."""
-    losses = []
-    with torch.inference_mode():
-        list(driver.encode())
-        with contextlib.closing(driver.records()) as records:
-            for record in records:
-                losses.append(record.loss)
-                if record.step in (2, 4) and driver.sample_every:
-                    driver.sample()
-                if record.step == stop_after:
-                    break
-    return losses
+    """As `run`, with the looks that the recipe asks for. Returns the losses."""
+    return run(driver, stop_after, looks=(2, 4) if driver.sample_every else ())
 
 
 @pytest.fixture

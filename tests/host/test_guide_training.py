@@ -1,7 +1,6 @@
 """Training a guide in the host: both kinds, both stages, resume, cancel, results; the full guide's parity."""
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 
 import comfy.model_management
@@ -11,6 +10,7 @@ import torch
 from comfy.cldm.cldm import ControlNet
 from h_space_examples import comfy_sampler, run
 from training_examples import WordClip, preview_vae
+from training_examples import run as trained
 
 from frozen_diffusion.modules.guide.networks import fresh_guide
 from frozen_diffusion.modules.guide.recipe import GuideRecipe
@@ -42,19 +42,6 @@ def setup(tiny_sd15, vae, tmp_path):
                                cache=tmp_path / "cache", **more)
         return Driver(subject, tmp_path / f"{name}.safetensors")
     return make
-
-
-def trained(driver, stop_after=None):
-    """As a node does it, in inference mode. Returns the losses."""
-    losses = []
-    with torch.inference_mode():
-        list(driver.encode())
-        with contextlib.closing(driver.records()) as records:
-            for record in records:
-                losses.append(record.loss)
-                if record.step == stop_after:
-                    break
-    return losses
 
 
 def weights(driver):

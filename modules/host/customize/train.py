@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...curve import Curve
-from ...customize.absorber import Absorber, caption_notes
+from ...customize.absorber import Absorber, caption_notes, joined
 from ...customize.clip_doctor import diagnose
 from ...customize.focus import FOCUSES, WHOLE, Focus, masks_for, subject_mask
 from ...customize.looks import Look, Looks, chosen, looks_report, snapshot_of
@@ -276,7 +276,7 @@ def clip_notes(source: ClipSource, index: int) -> list[str]:
 
 def absorbers_of(given: Absorber | Sequence[Absorber] | None, clips: int, batch_size: int) -> tuple[Absorber, ...]:
     """None, one for all clips, or one for each. Raises ValueError for another number."""
-    absorbers = (given,) if isinstance(given, Absorber) else tuple(given or ())
+    absorbers = () if given is None else joined(given)
     if len(absorbers) > 1 and len(absorbers) != clips:
         raise ValueError(f"{len(absorbers)} absorbers were given for {clips} clips. Give one for all, or join one for "
                          "each clip, in the order of the clips.")

@@ -1,7 +1,7 @@
 """The templates of Customize-A-Video, see the list in __init__.py."""
 from __future__ import annotations
 
-from .parts import CAPTIONS, HUB, SD15, STAND_IN, STAND_IN_TILE, Template, node, text_of, video_graph
+from .parts import CAPTIONS, HUB, SD15, STAND_IN, STAND_IN_TILE, Template, node, own_video_graph, text_of, video_graph
 
 ZIGZAG, SWAY, BOB = "zorbling", "fleppering", "drobbing"        # words that mean nothing to the text encoder
 SD15_V2 = {"name": "mm_sd15_v2.safetensors", "directory": "animatediff_models",
@@ -185,14 +185,9 @@ def two_motions() -> Template:
 
 
 def camera_lora() -> Template:
-    graph = video_graph("a castle on a hill above the sea, golden hour, film still", "camera")
-    graph["world"] = node("CheckpointLoaderSimple", ckpt_name=SD15["name"])
-    graph["module"]["inputs"]["motion_file"] = SD15_V2["name"]
-    graph["negative"]["inputs"]["text"] = "blurry, low quality, watermark"
-    graph["latent"]["inputs"] |= {"width": 512, "height": 512}
-    graph["sampler"]["inputs"] |= {"steps": 25, "cfg": 7.5}
-    graph |= text_of("module", 1) | {"camera": node("FrozenLoadMotionLoRA", motion_module=["module", 0],
-                                                    lora_file=ZOOM_IN["name"], **{**STRENGTH, "fade_after": 1.0})}
+    graph = own_video_graph("a castle on a hill above the sea, golden hour, film still", "camera", SD15_V2["name"])
+    graph["camera"] = node("FrozenLoadMotionLoRA", motion_module=["module", 0], lora_file=ZOOM_IN["name"],
+                           **{**STRENGTH, "fade_after": 1.0})
     graph |= text_of("camera", 1)
     graph["motion"]["inputs"]["motion_module"] = ["camera", 0]
     return Template(

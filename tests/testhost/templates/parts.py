@@ -95,6 +95,16 @@ def video_graph(prompt: str, name: str, frames: int = 16, motion_on: str = "worl
     }
 
 
+def own_video_graph(prompt: str, name: str, motion_file: str) -> dict:
+    """`video_graph` for a user's own SD1.5 checkpoint and motion module, with the module's report."""
+    graph = video_graph(prompt, name, motion_file=motion_file)
+    graph["world"] = node("CheckpointLoaderSimple", ckpt_name=SD15["name"])
+    graph["negative"]["inputs"]["text"] = "blurry, low quality, watermark"
+    graph["latent"]["inputs"] |= {"width": 512, "height": 512}
+    graph["sampler"]["inputs"] |= {"steps": 25, "cfg": 7.5}
+    return graph | text_of("module", 1)
+
+
 def drawn_edges(name: str, caption: str) -> dict:
     """A picture of the caption and its edges, for a ControlNet; the nodes are named after `name`."""
     return drawn(name, caption, 11, "negative") | {

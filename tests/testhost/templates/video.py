@@ -15,6 +15,7 @@ from .parts import (
     drawn_edges,
     image_graph,
     node,
+    own_video_graph,
     text_of,
     video_graph,
 )
@@ -59,13 +60,7 @@ def text_to_video_style_lora() -> Template:
 
 
 def animatediff_own_checkpoint() -> Template:
-    graph = video_graph("a corgi running on the beach, golden hour, film still", "animatediff")
-    graph["world"] = node("CheckpointLoaderSimple", ckpt_name=SD15["name"])
-    graph["module"]["inputs"]["motion_file"] = SD15_MOTION["name"]
-    graph["negative"]["inputs"]["text"] = "blurry, low quality, watermark"
-    graph["latent"]["inputs"] |= {"width": 512, "height": 512}
-    graph["sampler"]["inputs"] |= {"steps": 25, "cfg": 7.5}
-    graph |= text_of("module", 1)
+    graph = own_video_graph("a corgi running on the beach, golden hour, film still", "animatediff", SD15_MOTION["name"])
     return Template(
         graph, "makes a video with your own SD1.5 checkpoint and an AnimateDiff motion module.",
         "the files in *Load Checkpoint* and *Load Motion Module*, the green *Prompt*. Then press **Run**.",
