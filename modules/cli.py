@@ -1,5 +1,5 @@
 """The command line: `python -m frozen_diffusion.cli demo-train | train motion | train guide | train motion-lora |
-bench`.
+metrics | bench`.
 
 The same trainers and measurements as in ComfyUI, without a page. ComfyUI itself is found by COMFYUI_PATH,
 around the installed pack, or in `.comfyui` (see modules/host/boot.py).
@@ -54,6 +54,13 @@ def train_motion_lora(args: argparse.Namespace) -> int:
     boot_comfyui()
     from .host.customize import train_command
     return train_command.main(args)
+
+
+def metrics(args: argparse.Namespace) -> int:
+    """Compare folders of pictures by attributes."""
+    boot_comfyui()
+    from .host.metrics import metrics_command
+    return metrics_command.main(args)
 
 
 def choose_device() -> None:
@@ -136,6 +143,13 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     if argv[:2] == ["train", "motion-lora"]:
         from .host.customize import train_command
         train_command.add_arguments(lora)
+
+    judge = commands.add_parser("metrics", help="compare folders of pictures by attributes (SaD, PaD)")
+    judge.set_defaults(action=metrics)
+    if argv[:1] == ["metrics"]:
+        boot_comfyui()
+        from .host.metrics import metrics_command
+        metrics_command.add_arguments(judge)
 
     measure = commands.add_parser("bench", help="run a benchmark and print its figures as JSON")
     measure.add_argument("name")

@@ -21,11 +21,13 @@ class FrozenDiffusion(ComfyExtension):
             h_traces,
             harivo,
             latent_basis,
+            metrics,
             motion,
             training,
             training_options,
             video,
         )
         files = (demo, motion, control, harivo, training, training_options, video, guide, guide_training,
-                 customize, customize_training, h_space_inversion, h_space_injection, h_traces, latent_basis)
+                 customize, customize_training, h_space_inversion, h_space_injection, h_traces, latent_basis,
+                 metrics)
         return [node for file in files for node in file.NODES]

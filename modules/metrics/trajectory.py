@@ -1,0 +1,73 @@
+"""Attributes over the frames of a clip: their curves, how they drift, how they flicker."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..pictures.plot import as_image, line_plot
+from .density import FLOOR
+from .divergence import gaussian_1d
+
+SHOWN = 6               # curves of a plot
+LEAST = 6               # frames of which a third is a set
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Scores [F, M] of a clip's frames.
+
+    Attributes:
+        flicker: [M] mean |change| from frame to frame, in HCS.
+        drift: [M] last third minus first third, in HCS.
+        temporal_sad: [M] divergence of the last third from the first, one normal each: frames are few and alike.
+    """
+    names: tuple[str, ...]
+    scores: Tensor
+    flicker: Tensor
+    drift: Tensor
+    temporal_sad: Tensor
+
+    def text(self) -> str:
+        """In words."""
+        order = self.drift.abs().argsort(descending=True)[:3].tolist()
+        unsteady = self.flicker.argsort(descending=True)[:3].tolist()
+        return "\n".join([
+            f"{len(self.scores)} frames; drifts most: "
+            + ", ".join(f"{self.names[row]} {float(self.drift[row]):+.1f}" for row in order) + " (last third minus "
+            "first, HCS)",
+            "flickers most: " + ", ".join(f"{self.names[row]} {float(self.flicker[row]):.1f}" for row in unsteady)
+            + " (mean change from frame to frame, HCS)",
+            f"temporal SaD {float(self.temporal_sad.mean()):.0f}: 0 is a clip whose end looks like its beginning"])
+
+
+def trajectory(scores: Tensor, names: Sequence[str]) -> Trajectory:
+    """Of scores [F, M]. Raises ValueError for fewer than six frames: a third of them is no set."""
+    if len(scores) < LEAST:
+        raise ValueError(f"The clip has {len(scores)} frames; curves of attributes need at least {LEAST}. Give a "
+                         "longer clip, or switch as_clip off to score single pictures.")
+    third = len(scores) // 3
+    first, last = scores[:third].double(), scores[-third:].double()
+    return Trajectory(tuple(names), scores, scores.diff(dim=0).abs().mean(0), last.mean(0) - first.mean(0),
+                      gaussian_1d(first, last).kl.where((first.std(0) > FLOOR) | (last.std(0) > FLOOR)
+                                                        | ((last.mean(0) - first.mean(0)).abs() > FLOOR), 0.0))
+
+
+def trajectory_plot(found: Trajectory) -> Tensor:
+    """The curves that move most, as IMAGE [1, H, W, 3]."""
+    moving = (found.scores.amax(0) - found.scores.amin(0)).argsort(descending=True)[:SHOWN].tolist()
+    low = min(0.0, float(found.scores[:, moving].min()))
+    series = {found.names[row]: [(frame, float(value) - low) for frame, value in enumerate(found.scores[:, row])]
+              for row in moving}
+    title = "HCS of each frame: the attributes that change most" + (f" (0 is {low:.0f})" if low else "")
+    return as_image(line_plot(series, title, "frame", width=960, height=420))
+
+
+def score_table(scores: Tensor, names: Sequence[str], pictures: Sequence[str]) -> str:
+    """CSV: a row a picture, a column an attribute."""
+    lines = [",".join(["picture", *(name.replace(",", " ") for name in names)])]
+    lines += [",".join([picture.replace(",", " "), *(f"{value:.2f}" for value in row)])
+              for picture, row in zip(pictures, torch.as_tensor(scores).tolist(), strict=True)]
+    return "\n".join(lines) + "\n"
