@@ -110,7 +110,7 @@ def parse_attributes(text: str, template: str = TEMPLATE) -> AttributeList:
     if not found:
         raise AttributeListError("The list of attributes is empty. Write one attribute a line, e.g. `smiling`.")
     if len(found) > LIMIT:
-        raise AttributeListError(f"The list has {len(found)} attributes; at most {LIMIT} are taken. 10 to 30 are usual.")
+        raise AttributeListError(f"The list has {len(found)} attributes; at most {LIMIT} are read. 10 to 30 are usual.")
     notes = [f"named twice and taken once: {', '.join(again)}"] if again else []
     return AttributeList(tuple(found.values()), template, tuple(notes))
 

@@ -39,6 +39,15 @@ def with_embedded_files(graph: Mapping[str, dict]) -> dict:
             case "FrozenLoadMotionLoRA":
                 if not inputs["lora_file"].startswith("frozen-diffusion/"):
                     inputs["lora_file"] = LORA
+            case "FrozenLoadCLIPPair":
+                changed["own world"] = {"class_type": "FrozenLoadSpriteWorld", "inputs": {}}
+                changed[key] = {**node, "class_type": "FrozenCLIPPair",
+                                "inputs": {"clip": ["own world", 1], "clip_vision": ["own world", 3]}}
+            case "FrozenImageSet":
+                if inputs["folder"]:            # a stand-in for the user's own pictures
+                    changed[f"own {key}"] = {"class_type": "FrozenSpriteScenes", "inputs": {
+                        "clip": ["own world", 1], "count": 60, "seed": int(key) if key.isdecimal() else len(changed)}}
+                    inputs |= {"folder": "", "images": [f"own {key}", 0]}
             case "EmptyLatentImage":
                 inputs |= {"width": 128, "height": 128}
     return changed
@@ -71,6 +80,10 @@ def reduced(name: str, object_info: Mapping) -> dict:
                 inputs["rank"] = 2
             case "FrozenClipDataset":
                 inputs["max_clips"] = 4
+            case "FrozenSpriteScenes":
+                inputs["count"] = 8
+            case "FrozenAttributeReport":
+                inputs["chance"] = False
             case "FrozenTrainMotionModule":
                 inputs |= {"steps": 2, "sample_every": 0, "trs_from": 0, "accumulate": 1}
             case "FrozenTrainGuideModel":

@@ -136,7 +136,8 @@ def test_order_and_parts_do_not_matter():
     one, other = drawn(300, 3, 1), drawn(200, 3, 2)
     mixed = one[torch.randperm(300, generator=stream("mix"))]
     found, again = compare(one, other, "abc", QUICK), compare(mixed, other, "abc", QUICK)
-    assert torch.allclose(found.sad.kl, again.sad.kl, rtol=1e-5) and torch.allclose(found.pad.kl, again.pad.kl, rtol=1e-5)
+    assert torch.allclose(found.sad.kl, again.sad.kl, rtol=1e-5)
+    assert torch.allclose(found.pad.kl, again.pad.kl, rtol=1e-5)
 
 
 def test_the_same_set_twice_is_exactly_nothing():
@@ -275,7 +276,8 @@ def test_lists_are_read_as_people_write_them():
     assert parse_attributes("man, woman, child").names == ("man", "woman", "child")
     assert found.hash == parse_attributes("smiling\nColours:\nred: a red thing | red paint\nblue").hash
     assert found.hash != parse_attributes("smiling\nColours:\nred\nblue").hash
-    for text, told in (("  \n# only", "is empty"), ("red: | x", "empty part"), ("\n".join(map(str, range(500))), "500")):
+    for text, told in (("  \n# only", "is empty"), ("red: | x", "empty part"),
+                       ("\n".join(map(str, range(500))), "500")):
         with pytest.raises(AttributeListError, match=told):
             parse_attributes(text)
     with pytest.raises(AttributeListError, match="expected a text with one {}"):

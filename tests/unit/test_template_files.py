@@ -14,7 +14,7 @@ from testhost.templates.write import titles_of
 
 NOTES = {"MarkdownNote"}
 LINES = re.compile(r"## What it does: .{20,}\n\n## What to change: .{20,}\n\n## How long: .+ on a CPU\.\n\n")
-OWN_FILES = {"FrozenLoadMotionLoRA": "animatediff_motion_lora",
+OWN_FILES = {"FrozenLoadCLIPPair": "clip_vision", "FrozenLoadMotionLoRA": "animatediff_motion_lora",
              "CheckpointLoaderSimple": "checkpoints", "FrozenLoadMotionModule": "animatediff_models"}
 EMBEDDED = "frozen-diffusion/"
 HOSTS = "https://huggingface.co/"

@@ -50,8 +50,8 @@ class FullCLIP:
         load = comfy.model_management.text_encoder_device()
         offload = comfy.model_management.text_encoder_offload_device()
         dtype = torch.float32 if load.type == "cpu" else torch.float16
-        self.patcher = comfy.model_patcher.ModelPatcher(model.to(offload, dtype), load_device=load,
-                                                        offload_device=offload)
+        held = torch.nn.ModuleDict({"clip": model.to(offload, dtype)})       # the host sets what transformers computes
+        self.patcher = comfy.model_patcher.ModelPatcher(held, load_device=load, offload_device=offload)
         self.model, self.config = model, config
         self.size, self.width = config["vision_config"]["image_size"], config["projection_dim"]
         self.name = f"{clip_name(config)} of {path.name}"

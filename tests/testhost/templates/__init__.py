@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import customize, guide, h_space, harivo, latent_basis, video
+from . import customize, guide, h_space, harivo, latent_basis, metrics, video
 
 # Each chapter begins at a number of tens: a method, from the first thing to try to the last, its training at the end.
 # What a person sees, in file names and as titles in the page, is NUMBER_FUNCTION. Numbers that were given stay; the
-# free ones are for templates to come: 60 metrics, 70 foregrounds.
+# free ones are for templates to come: 70 foregrounds.
 CHAPTERS = {
     "Video": {1: video.text_to_image, 2: video.text_to_video, 3: video.text_to_video_style_lora,
               4: video.animatediff_own_checkpoint, 5: video.controlnet_frames, 6: video.long_clip_context_windows,
@@ -27,9 +27,12 @@ CHAPTERS = {
                 43: h_space.h_space_clip, 44: h_space.h_space_any_sampler},
     "Latent basis": {50: latent_basis.latent_basis_directions, 51: latent_basis.latent_basis_transport,
                      52: latent_basis.latent_basis_prompt_slider},
+    "Metrics": {60: metrics.attribute_report, 61: metrics.lora_drift, 62: metrics.clip_attributes,
+                63: metrics.two_folders},
 }
 REPORTS = {         # the output of each node that is a report in words, or the path of a file that was written
-    "FrozenApplyMotionLoRA": 1, "FrozenBasisReport": 1, "FrozenCalibrateTimesteps": 3, "FrozenClipDataset": 1,
+    "FrozenApplyMotionLoRA": 1, "FrozenAttributeReport": 1, "FrozenAttributes": 1, "FrozenLoadRuler": 1,
+    "FrozenSaveRuler": 0, "FrozenScoreImages": 1, "FrozenBasisReport": 1, "FrozenCalibrateTimesteps": 3, "FrozenClipDataset": 1,
     "FrozenClipDoctor": 1, "FrozenClipReport": 1, "FrozenConvertLoRA": 0, "FrozenLoadMotionLoRA": 1,
     "FrozenSaveMotionLoRA": 0, "FrozenTrainAbsorber": 3, "FrozenTrainMotionLoRA": 3,
     "FrozenComputeLatentBasis": 2, "FrozenEditAlongBasis": 1, "FrozenGuideReport": 1, "FrozenInvertDDIM": 4,
