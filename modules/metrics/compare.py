@@ -113,7 +113,7 @@ def compare(reference: Tensor, generated: Tensor, names: Sequence[str], settings
     null = attribute_null(reference, generated, settings, seed) if settings.draws else None
     interval = bootstrap(reference, generated, settings, seed) if settings.resamples else None
     tick("pairs")
-    pairs, notes = _usable_pairs(reference, generated, flat, names)
+    pairs, notes = usable_pairs(reference, generated, flat, names)
     notes = [*([outside] if outside else []), *_notes_on_size(len(reference), len(generated)), *notes]
     pad_found = pad(reference, generated, pairs, settings) if len(pairs) else Divergence(*[torch.zeros(0)] * 3)
     pair_test = None
@@ -135,7 +135,7 @@ def without_chance(settings: Settings) -> Settings:
     return replace(settings, draws=0, pair_draws=0, resamples=0)
 
 
-def _usable_pairs(reference: Tensor, generated: Tensor, flat: Tensor, names: Sequence[str]) -> tuple[Tensor, list[str]]:
+def usable_pairs(reference: Tensor, generated: Tensor, flat: Tensor, names: Sequence[str]) -> tuple[Tensor, list[str]]:
     """The pairs that have a density in two dimensions, and notes about the others."""
     pairs, notes = all_pairs(len(names)), []
     if min(len(reference), len(generated)) < 3:
