@@ -23,11 +23,12 @@ class FrozenDiffusion(ComfyExtension):
             latent_basis,
             metrics,
             motion,
+            rulers,
             training,
             training_options,
             video,
         )
         files = (demo, motion, control, harivo, training, training_options, video, guide, guide_training,
                  customize, customize_training, h_space_inversion, h_space_injection, h_traces, latent_basis,
-                 metrics)
+                 metrics, rulers)
         return [node for file in files for node in file.NODES]

@@ -9,6 +9,7 @@ from ..modules.host.basis.compute import SOLVERS
 from ..modules.host.basis.edit import METHODS
 
 LatentBasis = io.Custom("FROZEN_LATENT_BASIS")
+ClipPair, Ruler = io.Custom("FROZEN_CLIP_PAIR"), io.Custom("FROZEN_RULER")      # of the metrics
 NOISY = ("A latent that is still noisy: sampled (or inverted) down to where sigmas begins. One picture, no batch.")
 SIGMAS = "The noise levels that are still to come, e.g. low_sigmas of SplitSigmas; the first is the latent's."
 PROMPT = "Prompt of the U-Net. The papers take an empty one; a text draws the directions towards it."
@@ -251,17 +252,23 @@ class FrozenBasisReport(io.ComfyNode):
             inputs=[LatentBasis.Input("basis", tooltip=BASIS), *further_bases(),
                     io.Image.Input("edits", optional=True,
                                    tooltip="The decoded pictures of Edit along Basis with direction -1, for a contact "
-                                           "sheet.")],
+                                           "sheet."),
+                    ClipPair.Input("clip_pair", optional=True,
+                                   tooltip="With ruler and edits: which attribute each direction changes, how purely."),
+                    Ruler.Input("ruler", optional=True, tooltip="The attributes, e.g. from Load Ruler.")],
             outputs=[io.Image.Output(display_name="plot", tooltip="Everything as one picture."),
                      io.String.Output(display_name="report", tooltip="The figures.")],
             hidden=[io.Hidden.unique_id])
 
     @classmethod
-    def execute(cls, basis, edits=None, **others) -> io.NodeOutput:
+    def execute(cls, basis, edits=None, clip_pair=None, ruler=None, **others) -> io.NodeOutput:
         from ..modules.basis.report import basis_picture, basis_text
+        from ..modules.host.metrics.edits import direction_lines
         from ..modules.host.progress import show_text
         bases = given(basis, others)
         text = basis_text(bases)
+        if None not in (edits, clip_pair, ruler):
+            text += "\n" + direction_lines(edits, len(basis.V), clip_pair, ruler)
         return io.NodeOutput(basis_picture(bases, edits), text, ui=show_text(text, cls.hidden.unique_id))
 
 

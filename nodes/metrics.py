@@ -269,69 +269,39 @@ class FrozenScoreImages(io.ComfyNode):
                              score_table(scores, ruler.names, names), ui=show_text(text, cls.hidden.unique_id))
 
 
-class FrozenSaveRuler(io.ComfyNode):
-    """A ruler as a file."""
+class FrozenEditPurity(io.ComfyNode):
+    """How much an edit changes what it should, and how much else."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="FrozenSaveRuler",
-            display_name="Save Ruler (Metrics)",
+            node_id="FrozenEditPurity",
+            display_name="Edit Purity (Metrics)",
             category="frozen/metrics",
-            description="Writes what scores are measured with: the reference's mean, the attributes, which encoder. It "
-                        "holds no picture.",
-            is_output_node=True,
+            description="Compares the same pictures before and after an edit (LoRA, content injection, a direction): "
+                        f"which attribute moves, and how much all others do. {BELIEFS}",
             inputs=[
-                Ruler.Input("ruler", tooltip="From Attribute Report."),
-                io.String.Input("filename_prefix", default="rulers/ruler", tooltip="Inside the output folder."),
+                io.Image.Input("before", tooltip="Pictures without the edit."),
+                io.Image.Input("after", tooltip="The same with it: same prompts, same seeds, same order."),
+                CLIPPair.Input("clip_pair", tooltip="The pair that the ruler was made with."),
+                Ruler.Input("ruler", tooltip="From Load Ruler or Attribute Report."),
+                io.String.Input("target", default="",
+                                tooltip="The attribute that the edit means; empty: the one that moves most."),
             ],
-            outputs=[io.String.Output(display_name="path", tooltip="Of the written file, for Load Ruler.")],
-            hidden=[io.Hidden.unique_id],
-        )
-
-    @classmethod
-    def execute(cls, ruler, filename_prefix: str) -> io.NodeOutput:
-        from ..modules.host.files import save_tensors
-        from ..modules.host.progress import show_text
-        from ..modules.metrics.ruler_file import ruler_tensors
-        path = str(save_tensors("ruler", *ruler_tensors(ruler), filename_prefix))
-        return io.NodeOutput(path, ui=show_text(path, cls.hidden.unique_id))
-
-
-class FrozenLoadRuler(io.ComfyNode):
-    """A ruler out of a file."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        from ..modules.host.metrics.rulers import ruler_names
-        return io.Schema(
-            node_id="FrozenLoadRuler",
-            display_name="Load Ruler (Metrics)",
-            category="frozen/metrics",
-            description="Reads a ruler that Save Ruler wrote, or the one of sprite world.",
-            inputs=[io.Combo.Input("ruler_file", options=ruler_names(),
-                                   tooltip="frozen-diffusion/sprite_world, or files of output/rulers.")],
             outputs=[
-                Ruler.Output(display_name="ruler", tooltip="For Score Images and Attribute Report."),
-                io.String.Output(display_name="report", tooltip="What it measures with."),
+                io.Float.Output(display_name="purity", tooltip="1: nothing else moves; .5: all others as much."),
+                io.String.Output(display_name="report", tooltip="What moves, in HCS."),
             ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, ruler_file: str) -> str:
-        from ..modules.host.metrics.rulers import ruler_state
-        return ruler_state(ruler_file)
-
-    @classmethod
-    def execute(cls, ruler_file: str) -> io.NodeOutput:
-        from ..modules.host.metrics.rulers import find_ruler, ruler_text
+    def execute(cls, before, after, clip_pair, ruler, target: str) -> io.NodeOutput:
+        from ..modules.host.metrics.edits import edit_purity
         from ..modules.host.progress import show_text
-        from ..modules.metrics.ruler_file import read_ruler
-        ruler = read_ruler(find_ruler(ruler_file))
-        text = ruler_text(ruler)
-        return io.NodeOutput(ruler, text, ui=show_text(text, cls.hidden.unique_id))
+        purity, text = edit_purity(before, after, clip_pair, ruler, target.strip())
+        return io.NodeOutput(purity, text, ui=show_text(text, cls.hidden.unique_id))
 
 
 NODES = [FrozenCLIPPair, FrozenLoadCLIPPair, FrozenImageSet, FrozenAttributes, FrozenAttributeReport, FrozenScoreImages,
-         FrozenSaveRuler, FrozenLoadRuler]
+         FrozenEditPurity]

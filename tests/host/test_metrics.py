@@ -12,6 +12,7 @@ import torch
 from metrics_examples import WORDS, odd_pictures, write_pictures
 from PIL import Image
 
+from frozen_diffusion.modules.basis.basis import LatentBasis
 from frozen_diffusion.modules.data.image_folder import ImageFolderError
 from frozen_diffusion.modules.demo.attributes import attribute_names, attribute_text, holds
 from frozen_diffusion.modules.demo.scenes import drawn_scenes, pictures_of, random_scenes
@@ -24,6 +25,7 @@ from frozen_diffusion.modules.metrics.folder import for_encoder, open_picture
 from frozen_diffusion.modules.metrics.hcs import AttributeListError
 from frozen_diffusion.modules.metrics.report import detectability
 from frozen_diffusion.modules.metrics.ruler_file import RulerFileError
+from frozen_diffusion.modules.seeding import stream
 
 
 @pytest.fixture(scope="module")
@@ -400,3 +402,35 @@ def test_the_command_line_writes_a_report(tmp_path, capsys):
     assert run("--reference", str(tmp_path / "gone")) == 1 and "There is no folder" in capsys.readouterr().err
     assert run("--clip", str(tmp_path / "list.txt")) == 1 and "list.txt" in capsys.readouterr().err
     assert run("--clip", str(tmp_path / "gone.pt")) == 1 and "There is no CLIP file" in capsys.readouterr().err
+
+
+def test_purity_of_an_edit(comfy, pair):
+    """One attribute is changed in truth: it moves most, and nothing outside of its group as much."""
+    scenes = random_scenes(12, 3)
+    red = [scene.__class__(scene.sprite, scene.size, scene.place, "red", scene.texture) for scene in scenes]
+    ruler, _ = comfy.run("FrozenLoadRuler", ruler_file="frozen-diffusion/sprite_world")
+    given = {"before": pictures_of(scenes, 5), "after": pictures_of(red, 5), "clip_pair": pair, "ruler": ruler}
+    purity, text = comfy.run("FrozenEditPurity", target="", **given)
+    assert text.startswith("red +") and purity > 0.8
+    assert comfy.run("FrozenEditPurity", target="dog", **given)[0] < 0.5
+    with pytest.raises(ValueError, match="'sheep' is not among the attributes: dog"):
+        comfy.run("FrozenEditPurity", target="sheep", **given)
+    with pytest.raises(ValueError, match="same pictures, in the same order"):
+        comfy.run("FrozenEditPurity", target="", **{**given, "after": given["after"][:3]})
+
+
+def test_directions_are_named_by_what_they_change(comfy, pair):
+    scenes = random_scenes(1, 3) * 3
+    ruler, _ = comfy.run("FrozenLoadRuler", ruler_file="frozen-diffusion/sprite_world")
+    first, second = ([scene.__class__(scene.sprite, scene.size, scene.place, colour, scene.texture)
+                      for scene, colour in zip(scenes, colours, strict=True)]
+                     for colours in (("red", "pink", "blue"), ("white", "pink", "black")))
+    edits = torch.cat([pictures_of(first, 5), pictures_of(second, 5)])
+    shape = (2, 4, 16, 16)
+    V = torch.linalg.qr(torch.randn(1024, 2, generator=stream("V"))).Q.T.reshape(shape).contiguous()
+    basis = LatentBasis(V, V.clone(), torch.tensor([2.0, 1.0]), torch.zeros(2), 500.0, 2.0)
+    _, text = comfy.run("FrozenBasisReport", basis=basis, edits=edits, clip_pair=pair, ruler=ruler)
+    line = text.splitlines()[-1]
+    assert "what each direction changes most" in line and " 0 " in line and "(0." in line
+    with pytest.raises(ValueError, match="no 2 rows of two or more"):
+        comfy.run("FrozenBasisReport", basis=basis, edits=edits[:5], clip_pair=pair, ruler=ruler)

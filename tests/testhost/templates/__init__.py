@@ -31,7 +31,7 @@ CHAPTERS = {
                 63: metrics.two_folders},
 }
 REPORTS = {         # the output of each node that is a report in words, or the path of a file that was written
-    "FrozenApplyMotionLoRA": 1, "FrozenAttributeReport": 1, "FrozenAttributes": 1, "FrozenLoadRuler": 1,
+    "FrozenApplyMotionLoRA": 1, "FrozenAttributeReport": 1, "FrozenAttributes": 1, "FrozenEditPurity": 1, "FrozenLoadRuler": 1,
     "FrozenSaveRuler": 0, "FrozenScoreImages": 1, "FrozenBasisReport": 1, "FrozenCalibrateTimesteps": 3, "FrozenClipDataset": 1,
     "FrozenClipDoctor": 1, "FrozenClipReport": 1, "FrozenConvertLoRA": 0, "FrozenLoadMotionLoRA": 1,
     "FrozenSaveMotionLoRA": 0, "FrozenTrainAbsorber": 3, "FrozenTrainMotionLoRA": 3,

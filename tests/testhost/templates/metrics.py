@@ -67,14 +67,16 @@ def lora_drift() -> Template:
                        attributes=["attributes", 0], **REPORT),
         "shown": node("PreviewImage", images=["report", 0]),
         "before": node("PreviewImage", images=["base decode", 0]), "after": node("PreviewImage", images=["lora decode", 0]),
-    } | text_of("report", 1) | text_of("lora set", 1)
+        "purity": node("FrozenEditPurity", before=["base decode", 0], after=["lora decode", 0], clip_pair=["pair", 0],
+                       ruler=["report", 4], target=""),
+    } | text_of("report", 1) | text_of("lora set", 1) | text_of("purity", 1)
     return Template(
         graph, "says what a LoRA changes besides what it should: the same prompts and seeds with and without it.",
         "**strength_model** of the LoRA, or another LoRA. Then press **Run**.", "two minutes",
         [[{}, {"1 Encoders": ["world", "pair"]}, {"2 Scenes": ["scenes", "negative"]}, {"7 Result": ["shown"]}],
          [{"3 Attributes": ["attributes", "attributes report"]}, {"4 LoRA": ["lora"]},
           {"5 Pictures": ["base sampler", "base decode", "lora sampler", "lora decode", "before", "after"]},
-          {"6 Report": ["base set", "lora set", "lora set report", "report", "report report"]}]],
+          {"6 Report": ["base set", "lora set", "lora set report", "report", "report report", "purity", "purity report"]}]],
         "lora", "shown",
         ("This LoRA swaps colours, so colours ought to lead; a sprite, size or place that comes up is a side effect. " + BELIEFS,),
         {"base sampler": "KSampler: without", "lora sampler": "KSampler: with", "base decode": "Decode: without",
