@@ -14,9 +14,11 @@ from frozen_diffusion.modules.demo.world import Scene, random_scene
 from frozen_diffusion.modules.host.demo import load_sprite_world
 from frozen_diffusion.modules.host.metrics.clip_pair import HostPair
 from frozen_diffusion.modules.host.metrics.image_sets import set_of_images
-from frozen_diffusion.modules.host.metrics.report import encoded_list
+from frozen_diffusion.modules.host.metrics.report import encoded_list, scores_of_images
+from frozen_diffusion.modules.host.metrics.rulers import SHIPPED, find_ruler
 from frozen_diffusion.modules.metrics.attributes import AttributeList, parse_attributes
 from frozen_diffusion.modules.metrics.hcs import TEMPLATED, hcs, text_directions
+from frozen_diffusion.modules.metrics.ruler_file import read_ruler
 from frozen_diffusion.modules.seeding import seed_for
 
 NAMES = attribute_names()
@@ -61,6 +63,23 @@ def opposite(name: tuple[str, str]) -> tuple[str, str] | None:
     kind, value = name
     others = [other for other in KINDS[kind] if other != value]
     return (kind, others[0]) if len(others) == 1 else None
+
+
+def shares_of_change(scores: Sequence[Tensor], seen: Sequence[Sequence[Scene]], kinds: Sequence[str]
+                     ) -> tuple[float, float]:
+    """How much of an edit's change lies in some kinds of attribute, from before to after: (by HCS, by the oracle)."""
+    shift = (scores[1] - scores[0]).abs().mean(0)
+    own = torch.tensor([kind in kinds for kind, _ in NAMES])
+    inside, outside = float(shift[own].mean()), float(shift[~own].mean())
+    changed = {kind: sum(getattr(one, kind) != getattr(two, kind) for one, two in zip(*seen, strict=True))
+               for kind in KINDS}
+    total = sum(changed.values())
+    return inside / (inside + outside), sum(changed[kind] for kind in kinds) / total if total else 0.0
+
+
+def ruler_scores(pair: HostPair, pixels: Tensor) -> Tensor:
+    """HCS [N, 40] of pictures [N, 3, H, W] by the shipped ruler."""
+    return scores_of_images(pixels.movedim(1, -1), pair, read_ruler(find_ruler(f"{SHIPPED}sprite_world")))
 
 
 def truth(scenes: Sequence[Scene], holds: Callable) -> Tensor:

@@ -1,6 +1,8 @@
 """Does the latent basis behave on sprite world as the papers say, where no real weights are needed.
 
-Rows: the behaviour of latent_basis.md 8 on a small trained denoiser, and the ablations that a small one can show.
+`purity`, `purity_oracle`, `purity_rank`: how much of what a direction changes lies in one kind of attribute, by HCS and
+by the oracle, and the rank correlation of the two. Rows: the behaviour of latent_basis.md 8 on a small trained
+denoiser, and the ablations that a small one can show.
 """
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from bench._h_space import empty
+from bench._metrics import ruler_scores, shares_of_change
 from bench._sprite_world import JUDGE, World, context, load_world, prompts
 from bench.basis_solver import noisy_latent
 
@@ -27,11 +30,14 @@ from frozen_diffusion.modules.basis.geometry import (
 from frozen_diffusion.modules.basis.lanczos import lanczos
 from frozen_diffusion.modules.basis.products import Jacobian
 from frozen_diffusion.modules.basis.transport import transport
+from frozen_diffusion.modules.demo.attributes import KINDS
 from frozen_diffusion.modules.demo.oracle import read_pictures
 from frozen_diffusion.modules.host.basis.compute import BasisRequest, compute_basis, encoder_of
 from frozen_diffusion.modules.host.basis.edit import EditRequest, edit
 from frozen_diffusion.modules.host.basis.encoder import Encoder
 from frozen_diffusion.modules.host.guiders import guider_of
+from frozen_diffusion.modules.host.metrics.clip_pair import HostPair
+from frozen_diffusion.modules.metrics.disentanglement import rank_correlation
 from frozen_diffusion.modules.seeding import stream
 
 RANK, SAMPLES, SEED = 8, 5, 450
@@ -152,6 +158,31 @@ def great_circles_are_shorter(bench: Bench) -> tuple[bool, dict]:
     return means["slerp"] < means["lerp"], {"length": means, "segments": SEGMENTS}
 
 
+def purity(bench: Bench) -> dict[str, float]:
+    """Of each direction, how much of its change lies in the kind of attribute that changes most: by HCS, by the oracle,
+    and the rank correlation of the two over all directions.
+    """
+    world, level, rows = bench.world, 0.6, []
+    pair, sigma = HostPair(world.clip, world.vision), LEVELS[level]
+    sigmas = torch.cat([torch.linspace(sigma, 0.1, 15), torch.zeros(1)])
+    for sample in range(bench.count):
+        latent, basis = latent_at(world, sample, level), bench.bases[sample, level]
+        moved = edit(world.model, empty(world, 1), latent, sigmas, basis,
+                     EditRequest(direction=-1, strength=STRENGTH, count=2, method="addition"))[0]
+        done = guider_of(world.model, empty(world, len(moved))).sample(torch.zeros_like(moved), moved, euler(), sigmas,
+                                                                       disable_pbar=True, seed=0)
+        pixels = world.vae.decode(done).movedim(-1, 1)
+        scores, seen = ruler_scores(pair, pixels), read_pictures(pixels).scenes
+        for start in range(0, len(pixels), 2):
+            both = scores[start:start + 1], scores[start + 1:start + 2]
+            ends = seen[start:start + 1], seen[start + 1:start + 2]
+            kind = max(KINDS, key=lambda kind: shares_of_change(both, ends, [kind])[0])     # noqa: B023
+            rows.append(shares_of_change(both, ends, [kind]))
+    found, oracle = zip(*rows, strict=True)
+    return {"purity": sum(found) / len(found), "purity_oracle": sum(oracle) / len(oracle),
+            "purity_rank": rank_correlation(found, oracle)}
+
+
 def random_direction(basis: LatentBasis, number: int) -> LatentBasis:
     """A basis of one random unit direction in the place of v_1."""
     noise = torch.randn(basis.V[:1].shape, generator=stream("random direction", number))
@@ -181,6 +212,6 @@ def run() -> dict:
     """`directions_hold`, with every row in the context."""
     bench = gather(load_world(), prompts(SAMPLES))
     rows = {row.__name__: row(bench) for row in ROWS}
-    return {"figures": {"directions_hold": sum(holds for holds, _ in rows.values()) / len(rows)},
+    return {"figures": {"directions_hold": sum(holds for holds, _ in rows.values()) / len(rows), **purity(bench)},
             "context": context(judge=JUDGE, seeds=[SEED], rank=RANK, pictures=bench.count,
                                rows={name: {"holds": holds, **told} for name, (holds, told) in rows.items()})}

