@@ -6,7 +6,7 @@ from .parts import HUB, Template, node, text_of, video_graph
 COUNT = 64                  # pictures of a set: a minute or two on a CPU
 BELIEFS = ("Scores are what the encoder believes, not truth: SaD tells drift as CLIP sees it. Guidance, which makes pictures "
            "*fit* their prompts better, can raise it, and on broken pictures the encoder judges poorly.")
-B32 = {"name": "clip_vit_b_32.safetensors", "directory": "clip_vision",
+B32 = {"name": "model.safetensors", "directory": "clip_vision",
        "url": f"{HUB}/openai/clip-vit-base-patch32/resolve/main/model.safetensors"}
 REPORT = {"preset": "general", "method": "auto", "chance": True, "seed": 0}
 
@@ -120,7 +120,7 @@ def two_folders() -> Template:
         [[{}, {"1 Encoder": ["pair"], "2 Attributes": ["attributes", "attributes report"]}, {"5 Result": ["shown"]}],
          [{"3 Pictures": ["photos", "photos report", "made", "made report"]}, {"4 Report": ["report", "report report"]}]],
         "photos", "shown",
-        ("*Load CLIP Pair* takes one file of a whole CLIP from *models/clip_vision*; the page offers the download, which is saved "
-         "as clip_vit_b_32.safetensors. Features are kept on disk: a second run reads no picture again. " + BELIEFS,),
+        (f"*Load CLIP Pair* takes one file of a whole CLIP; the paper's is [ViT-B/32 of OpenAI]({B32['url']}), for "
+         "`models/clip_vision`. Features are kept on disk: a second run reads no picture again. " + BELIEFS,),
         {"photos": "Image Set: reference", "made": "Image Set: generated"}, models={"pair": [B32]},
         thumbnail=[("", "shown")])
