@@ -78,8 +78,8 @@ def group_spread(x: Tensor) -> Tensor:
     """
     batch, group = len(x), min(len(x), GROUP)
     if batch % group:
-        raise ValueError(f"The batch has {batch} pictures; the discriminator compares groups of {GROUP}, so it must be a "
-                         f"multiple of {GROUP}, or fewer.")
+        raise ValueError(f"The batch has {batch} pictures; the discriminator compares groups of {GROUP}, so it must be "
+                         f"a multiple of {GROUP}, or fewer.")
     parted = x.view(group, batch // group, *x.shape[1:])
     spread = (parted.var(0, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3))      # [B / group]
     return spread.repeat(group)[:, None, None, None].expand(-1, 1, *x.shape[2:])

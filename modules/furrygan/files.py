@@ -49,7 +49,8 @@ def furry_tensors(file: FurryFile) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors = {GENERATOR + key: value for key, value in file.generator.items()}
     tensors |= {DISCRIMINATOR + key: value for key, value in (file.discriminator or {}).items()}
     tensors |= dict(zip(MEANS, file.means or (), strict=False))
-    return tensors, {**file.metadata, "format": FORMAT, "format_version": VERSION, "shape": json.dumps(asdict(file.shape))}
+    return tensors, {**file.metadata, "format": FORMAT, "format_version": VERSION,
+                     "shape": json.dumps(asdict(file.shape))}
 
 
 def read_furry_file(path: Path) -> FurryFile:
@@ -92,8 +93,8 @@ def official_file(state: object, name: str) -> FurryFile:
         raise FurryFileError(f"{name} holds no FurryGAN: expected g_ema with style_fg, style_bg and pre_m; it has "
                              f"{', '.join(sorted(map(str, state))[:NAMED])}.")
     if "pre_m.conv.weight" not in generator:
-        raise FurryFileError(f"{name} is a plain StyleGAN2 without a mask branch. A FurryGAN is trained with one from the "
-                             "start; it cannot be added.")
+        raise FurryFileError(f"{name} is a plain StyleGAN2 without a mask branch. A FurryGAN is trained with one from "
+                             "the start; it cannot be added.")
     discriminator = state.get("d") if state is not generator else None
     return FurryFile(shape_of(generator), own_keys(generator), own_keys(discriminator) if discriminator else None, None,
                      {"from": name})
@@ -144,8 +145,8 @@ def _check(found: FurryFile, name: str) -> None:
                                  f"{', '.join(wrong[:NAMED])}.")
         broken = [key for key, value in given.items() if not value.isfinite().all()]
         if broken:
-            raise FurryFileError(f"{name}: the weight {broken[0]} holds numbers that are not finite. The training broke; "
-                                 "take an earlier checkpoint.")
+            raise FurryFileError(f"{name}: the weight {broken[0]} holds numbers that are not finite. The training "
+                                 "broke; take an earlier checkpoint.")
 
 
 def count(state: Mapping[str, Tensor]) -> int:

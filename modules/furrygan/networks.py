@@ -1,7 +1,7 @@
 """FurryGAN's generator: a foreground, a background, and a mask from the foreground's own features.
 
-Bae, Kwon, Uh, "FurryGAN" (ECCV 2022, arXiv 2208.10422), equations 1 to 3, and where the paper leaves it open its official
-code. Pictures are in -1..1 inside. S: side in pixels.
+Bae, Kwon, Uh, "FurryGAN" (ECCV 2022, arXiv 2208.10422), equations 1 to 3, and where the paper leaves it open its
+official code. Pictures are in -1..1 inside. S: side in pixels.
 """
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Shape:
         if self.size < 16 or self.size & (self.size - 1):
             raise ValueError(f"The size is {self.size}; expected a power of two from 16, e.g. 64 or 256.")
         if self.style % 4 or min(self.cap, self.budget // self.size) < 4:
-            raise ValueError(f"style {self.style}, cap {self.cap} and budget {self.budget} leave no channels: style and "
-                             "channels are parted 3 to 1.")
+            raise ValueError(f"style {self.style}, cap {self.cap} and budget {self.budget} leave no channels: style "
+                             "and channels are parted 3 to 1.")
 
     @property
     def resolutions(self) -> list[int]:
