@@ -112,11 +112,11 @@ def compare(reference: Tensor, generated: Tensor, names: Sequence[str], settings
         tick("what chance gives for attributes")
     null = attribute_null(reference, generated, settings, seed) if settings.draws else None
     interval = bootstrap(reference, generated, settings, seed) if settings.resamples else None
-    tick("pairs")
     pairs, notes = usable_pairs(reference, generated, flat, names)
     notes = [*([outside] if outside else []), *_notes_on_size(len(reference), len(generated)), *notes]
-    pad_found = pad(reference, generated, pairs, settings) if len(pairs) else Divergence(*[torch.zeros(0)] * 3)
-    pair_test = None
+    pad_found, pair_test = Divergence(*[torch.zeros(0)] * 3), None
+    if len(pairs):
+        pad_found = pad(reference, generated, pairs, settings, lambda: tick("pairs"))
     if settings.pair_draws and 0 < len(pairs) <= MANY_PAIRS:
         fewer = replace(settings, pair_draws=min(settings.pair_draws, DRAWS_OF_MANY if len(pairs) > SOME_PAIRS else
                                                  settings.pair_draws))

@@ -7,7 +7,7 @@ points that is 1000 times the KL in nats, which is the unit here, whatever the n
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -105,32 +105,33 @@ def sad(reference: Tensor, generated: Tensor, settings: Settings = GENERAL) -> D
     return divergence(*(estimate(values, grid) * width + settings.epsilon for values in (reference, generated)))
 
 
-def pad(reference: Tensor, generated: Tensor, pairs: Tensor, settings: Settings = GENERAL) -> Divergence:
+def pad(reference: Tensor, generated: Tensor, pairs: Tensor, settings: Settings = GENERAL,
+        tick: Callable[[], None] = lambda: None) -> Divergence:
     """Paired-attribute divergences [P] of the pairs [P, 2] of attributes, sorted (equation 4 of the paper).
 
-    Raises ValueError for fewer than three pictures in a set. Pairs of which one score tells the other have none: leave
-    them out (`density.singular_pairs`).
+    `tick` is called now and then and may raise to stop. Raises ValueError for fewer than three pictures in a set. Pairs
+    of which one score tells the other have none: leave them out (`density.singular_pairs`).
     """
     check_scores(reference, generated, least=3)
     if settings.method == GAUSSIAN:
         return gaussian_2d(reference, generated, pairs)
     nodes = settings.pair_nodes
     area = (2 * settings.half_range / settings.cells) ** 2
-    singly = [_singly(_densities_2d(values, pairs, nodes, settings)) for values in (reference, generated)]
+    singly = [_singly(_densities_2d(values, pairs, nodes, settings), tick) for values in (reference, generated)]
     return _joined([divergence(*(cell_masses(one, area, settings.epsilon) for one in both))
                     for both in zip(*singly, strict=True)])
 
 
-def _singly(parts: Iterable[Tensor]) -> Iterator[Tensor]:
+def _singly(parts: Iterable[Tensor], tick: Callable[[], None]) -> Iterator[Tensor]:
     """Parts [P, ...] of either length as single ones [1, ...]."""
     for part in parts:
+        tick()
         yield from part.split(1)
 
 
 def _densities_2d(values: Tensor, pairs: Tensor, nodes: Tensor, settings: Settings) -> Iterable[Tensor]:
     if settings.method == EXACT:
-        return (torch.stack([density.exact_2d(values[:, i], values[:, j], nodes) for i, j in part.tolist()])
-                for part in pairs.split(density.PAIRS_AT_ONCE))
+        return (density.exact_2d(values[:, i], values[:, j], nodes)[None] for i, j in pairs.tolist())
     series = series_2d(values, pairs, nodes) if settings.method == AUTO else None
     return density.binned_2d(values, pairs, nodes, settings.finer) if series is None else series
 

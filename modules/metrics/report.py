@@ -5,7 +5,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -129,16 +129,6 @@ def versus(comparisons: Mapping[str, Comparison]) -> str:
             f"{other.mean_sad:.1f} of {second}; {first} is nearer in {int(nearer.sum())} of {len(one.names)} "
             "attributes."
             + (f" From too much to too little, or back: {', '.join(flipped[:6])}." if flipped else ""))
-
-
-def check_same_list(rulers: Sequence[Ruler]) -> None:
-    """Raises ValueError for scores of different lists, encoders or centres, which cannot be compared."""
-    first = rulers[0]
-    for ruler in rulers[1:]:
-        if (ruler.list_hash, ruler.text_centre) != (first.list_hash, first.text_centre):
-            raise ValueError(f"One was made with the attribute list {first.list_hash} ({first.text_centre}), the other "
-                             f"with {ruler.list_hash} ({ruler.text_centre}). Every score depends on the whole list: "
-                             "measure both with the same.")
 
 
 def detectability(scores: Tensor, truth: Tensor) -> Tensor:

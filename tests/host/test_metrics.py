@@ -331,6 +331,10 @@ def test_a_ruler_keeps_reports_comparable(comfy, image_set, attributes, report, 
     again = report(reference, generated, ruler=ruler)
     assert json.loads(again[3])["sets"]["a batch"]["sad"] == pytest.approx(
         json.loads(first[3])["sets"]["a batch"]["sad"], rel=1e-4)
+    with pytest.raises(ValueError, match="disconnect one of them"):
+        report(reference, generated, attributes("a dog\na cat")[0], ruler=ruler)
+    with pytest.raises(ValueError, match="this preset wants official_bare"):
+        report(reference, generated, ruler=ruler, preset="paper parity")
     monkeypatch.setattr(pair, "identity", "0.0:1.0")
     with pytest.raises(ValueError, match="The ruler was made with another CLIP pair"):
         comfy.run("FrozenScoreImages", images=pictures(2), clip_pair=pair, as_clip=False, ruler=ruler)

@@ -24,7 +24,7 @@ from frozen_diffusion.modules.metrics.hcs import (
     text_directions,
 )
 from frozen_diffusion.modules.metrics.neighbours import neighbours
-from frozen_diffusion.modules.metrics.report import as_csv, as_json, check_same_list, conclusion, report_text, versus
+from frozen_diffusion.modules.metrics.report import as_csv, as_json, conclusion, report_text, versus
 from frozen_diffusion.modules.metrics.report_page import report_page
 from frozen_diffusion.modules.metrics.report_picture import report_picture
 from frozen_diffusion.modules.metrics.significance import benjamini_hochberg, bootstrap, pair_null
@@ -302,11 +302,6 @@ def ruler_of(names, list_hash="abc") -> Ruler:
 def test_words_that_mean_the_same_are_named():
     vectors = torch.tensor([[1.0, 0, 0], [1, 0.1, 0], [0, 1, 0]])
     assert [pair[:2] for pair in alike_attributes(("beard", "bearded", "hat"), vectors)] == [("beard", "bearded")]
-
-
-def test_reports_of_two_lists_are_not_compared():
-    with pytest.raises(ValueError, match="depends on the whole list"):
-        check_same_list([ruler_of("ab"), ruler_of("ab", "other")])
 
 
 def test_tables_and_page():

@@ -54,7 +54,7 @@ class HostPair:
                                 f"{image.shape[1]} for a picture; a pair gives as many for both. {MATCHES}")
         self.width = text.shape[1]
         self.name = f"CLIP and CLIP_VISION, {self.width} wide"
-        self.identity = _identity(clip.cond_stage_model, getattr(clip.patcher, "patches", {}), vision.model)
+        self.identity = identity_of(clip.cond_stage_model, getattr(clip.patcher, "patches", {}), vision.model)
         check_pair(self)
 
     @property
@@ -83,10 +83,9 @@ class HostPair:
         return torch.cat(found).float().cpu()
 
     def _tokens(self, text: str) -> list[int]:
-        sections = next(iter(self.clip.tokenize(text, disable_weights=True).values()))
-        for name, part in self.clip.tokenize(text, disable_weights=True).items():
-            if getattr(self.clip.cond_stage_model, f"clip_{name}", None) is self.encoder:
-                sections = part
+        parts = self.clip.tokenize(text, disable_weights=True)
+        names = [name for name in parts if getattr(self.clip.cond_stage_model, f"clip_{name}", None) is self.encoder]
+        sections = parts[names[0]] if names else next(iter(parts.values()))
         if len(sections) > 1:
             raise ClipPairError(f"The text {text[:60]!r}... has more tokens than the CLIP reads (75). Shorten it: cut "
                                 "off, it would mean something else.")
@@ -148,7 +147,7 @@ def _matched(images: Tensor, texts: Tensor) -> int:
     return int(((one @ other.T).argmax(1) == torch.arange(len(one))).sum())
 
 
-def _identity(*parts) -> str:
+def identity_of(*parts) -> str:
     """A name of weights and what changes them, the same in every precision."""
     sketch = Sketch()
     with torch.inference_mode(False), torch.no_grad():

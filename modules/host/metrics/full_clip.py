@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...files.checks import check_file
 from ...metrics.clip_keys import CLIPFileError, clip_config, clip_name, whole_clip
-from .clip_pair import TEXTS_AT_ONCE, ClipPairError, _identity, check_pair
+from .clip_pair import TEXTS_AT_ONCE, ClipPairError, check_pair, identity_of
 
 FOLDERS = ("clip_vision", "text_encoders")
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -55,7 +55,7 @@ class FullCLIP:
         self.model, self.config = model, config
         self.size, self.width = config["vision_config"]["image_size"], config["projection_dim"]
         self.name = f"{clip_name(config)} of {path.name}"
-        self.identity = _identity(model)
+        self.identity = identity_of(model)
         self.notes: list[str] = []
         if probe:
             check_pair(self)

@@ -14,7 +14,7 @@ from ...metrics.compare import Comparison, compare, without_chance
 from ...metrics.divergence import PRESETS, Settings, sad
 from ...metrics.hcs import TEMPLATED, Ruler, alike_attributes, text_directions
 from ...metrics.neighbours import K, Neighbours, neighbours
-from ...metrics.report import as_csv, as_json, report_text, versus
+from ...metrics.report import as_csv, as_json, conclusion, report_text, versus
 from ...metrics.report_picture import Extremes, report_picture
 from ..files import cache_folder
 from .clip_pair import ClipPair, interruptible
@@ -92,11 +92,13 @@ def attribute_report(reference: ImageSet, generated: Mapping[str, ImageSet], rul
         comparisons[name] = found
         lines += [report_text(found, name), *notes_on_sets(reference, picked), baseline_line(reference, picked),
                   *subfolder_lines(reference, picked, ruler, settings)]
+    sentence = conclusion(next(iter(comparisons.values())), next(iter(comparisons)))
     if len(comparisons) == 2:
-        lines.insert(0, versus(comparisons))
+        sentence = versus(comparisons)
+        lines.insert(0, sentence)
     lines += [f"{one} and {other} are nearly the same to the encoder (cosine {cosine:.2f}): keep one of them"
               for one, other, cosine in alike_attributes(ruler.names, ruler.directions)]
-    picture = report_picture(comparisons, lines[0], extremes(reference, generated, ruler, comparisons))
+    picture = report_picture(comparisons, sentence, extremes(reference, generated, ruler, comparisons))
     told = {"reference": reference.name, "encoder_name": reference.pair.name, "notes": lines}
     return Report(picture, "\n".join(lines), as_csv(comparisons), as_json(comparisons, ruler, told), comparisons, ruler)
 
@@ -195,14 +197,23 @@ def before_colour(images: Tensor, mask: Tensor, colour: Sequence[float]) -> Tens
 
 
 def ruler_of(reference: ImageSet | None, attributes: AttributeList | None, ruler: Ruler | None,
-             text_centre: str = TEMPLATED) -> Ruler:
-    """The ruler that is given, else one of reference and attributes. Raises ValueError where neither is there."""
+             text_centre: str | None = None) -> Ruler:
+    """The ruler that is given, else one of reference and attributes.
+
+    Raises ValueError where neither is there, or where the given ones contradict each other.
+    """
     if ruler is not None:
+        if attributes is not None and attributes.hash != ruler.list_hash:
+            raise ValueError(f"The ruler measures the attribute list {ruler.list_hash}, and the list {attributes.hash} "
+                             "is connected too. Every score depends on the whole list: disconnect one of them.")
+        if text_centre is not None and text_centre != ruler.text_centre:
+            raise ValueError(f"The ruler has the text centre {ruler.text_centre}, and this preset wants {text_centre}. "
+                             "Choose the preset that it was made with, or make a new ruler.")
         return ruler
     if reference is None or attributes is None:
         raise ValueError("Connect a ruler, or both a reference and attributes: scores are measured from the "
                          "reference's mean along the attributes.")
-    return make_ruler(reference, attributes, text_centre)
+    return make_ruler(reference, attributes, text_centre or TEMPLATED)
 
 
 def settings_of(preset: str, method: str, chance: bool) -> Settings:
