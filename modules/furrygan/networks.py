@@ -101,11 +101,24 @@ class NoiseMaps:
     def drawn(cls, shape: Shape, generators: Sequence[torch.Generator], device: torch.device | str = "cpu"
               ) -> NoiseMaps:
         """From a CPU generator for each picture, so that a picture does not depend on the batch."""
+        maps = [cls.random(shape, 1, generator, device).in_a_row() for generator in generators]
+        return cls.of(shape, [torch.cat(part) for part in zip(*maps, strict=True)])
+
+    @classmethod
+    def random(cls, shape: Shape, count: int, generator: torch.Generator, device: torch.device | str = "cpu"
+               ) -> NoiseMaps:
+        """For a batch, from one CPU generator."""
         sides = [*shape.noise_sides, *shape.noise_sides, shape.size, shape.size]
-        maps = [[torch.randn(1, side, side, generator=generator) for side in sides] for generator in generators]
-        stacked = [torch.stack(part).to(device) for part in zip(*maps, strict=True)]
+        return cls.of(shape, [torch.randn(count, 1, side, side, generator=generator).to(device) for side in sides])
+
+    @classmethod
+    def of(cls, shape: Shape, maps: Sequence[Tensor]) -> NoiseMaps:
+        """From all maps in a row."""
         count = len(shape.noise_sides)
-        return cls(stacked[:count], stacked[count:2 * count], *stacked[2 * count:])
+        return cls(maps[:count], maps[count:2 * count], *maps[2 * count:])
+
+    def in_a_row(self) -> list[Tensor]:
+        return [*self.foreground, *self.background, self.coarse, self.fine]
 
 
 class Generator(nn.Module):
