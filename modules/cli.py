@@ -1,5 +1,5 @@
 """The command line: `python -m frozen_diffusion.cli demo-train | train motion | train guide | train motion-lora |
-metrics | bench`.
+train furrygan | metrics | bench`.
 
 The same trainers and measurements as in ComfyUI, without a page. ComfyUI itself is found by COMFYUI_PATH,
 around the installed pack, or in `.comfyui` (see modules/host/boot.py).
@@ -53,6 +53,14 @@ def train_motion_lora(args: argparse.Namespace) -> int:
     choose_device()
     boot_comfyui()
     from .host.customize import train_command
+    return train_command.main(args)
+
+
+def train_furrygan(args: argparse.Namespace) -> int:
+    """Train a FurryGAN."""
+    choose_device()
+    boot_comfyui()
+    from .host.furrygan import train_command
     return train_command.main(args)
 
 
@@ -143,6 +151,13 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     if argv[:2] == ["train", "motion-lora"]:
         from .host.customize import train_command
         train_command.add_arguments(lora)
+
+    furry = methods.add_parser("furrygan", help="foreground, background and alpha from plain pictures")
+    furry.set_defaults(action=train_furrygan)
+    if argv[:2] == ["train", "furrygan"]:
+        boot_comfyui()
+        from .host.furrygan import train_command
+        train_command.add_arguments(furry)
 
     judge = commands.add_parser("metrics", help="compare folders of pictures by attributes (SaD, PaD)")
     judge.set_defaults(action=metrics)

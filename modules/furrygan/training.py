@@ -39,7 +39,7 @@ class Pictures:
 class FurrySubject:
     """A FurryGAN as the subject of a training.
 
-    Args: pictures of the recipe's size; device of the networks.
+    Args: pictures of the recipe's size; device of the networks; how many processes train together.
     Raises ValueError for too few pictures, or such of another size.
     """
 
@@ -47,7 +47,8 @@ class FurrySubject:
     current_key = str
     memory = None
 
-    def __init__(self, source: ImageSource, recipe: FurryRecipe, device: torch.device | str = "cpu"):
+    def __init__(self, source: ImageSource, recipe: FurryRecipe, device: torch.device | str = "cpu",
+                 processes: int = 1):
         if len(source) < LEAST:
             raise ValueError(f"There are {len(source)} pictures; a GAN needs {LEAST} at least, thousands to be good.")
         if (source.settings.width, source.settings.height) != (recipe.size, recipe.size):
@@ -56,6 +57,7 @@ class FurrySubject:
         self.source, self.recipe, self.device = source, recipe, torch.device(device)
         self.settings, self.sample_every = recipe.settings(), recipe.sample_every
         self.weights, self.shape = recipe.mask_weights(), recipe.shape()
+        self.draws = recipe.accumulate * processes          # of a step
 
     def encode(self, share: tuple[int, int] = (0, 1)) -> Iterator[tuple[int, int]]:
         """Nothing is kept on disk."""
@@ -84,7 +86,7 @@ class FurrySubject:
         if recipe.flip:
             flipped = torch.rand(len(real), generator=stream("flip", recipe.seed, draw)) < 0.5
             real[flipped] = real[flipped].flip(-1)
-        return Pictures(draw // recipe.accumulate, real.to(self.device))
+        return Pictures(draw // self.draws, real.to(self.device))
 
     def _picture(self, index: int) -> Tensor:
         """[3, S, S] in -1..1, over grey where it is transparent."""

@@ -25,7 +25,7 @@ COMMAND_LINE = {"modules/cli.py", "modules/demo_training/parts.py", "modules/dem
                 "modules/demo_training/customize.py",
                 "modules/host/train_command.py", "modules/host/motion/train_command.py",
                 "modules/host/guide/train_command.py", "modules/host/customize/train_command.py",
-                "modules/host/metrics/metrics_command.py"}
+                "modules/host/metrics/metrics_command.py", "modules/host/furrygan/train_command.py"}
 HOST_MODULES = {"comfy", "comfy_extras", "folder_paths", "execution", "server"}
 
 
