@@ -11,7 +11,7 @@ from ..pictures.plot import as_image, line_plot
 from .density import FLOOR
 from .divergence import gaussian_1d
 
-SHOWN = 6               # curves of a plot
+SHOWN = 5               # curves of a plot
 LEAST = 6               # frames of which a third is a set
 
 
@@ -58,11 +58,9 @@ def trajectory(scores: Tensor, names: Sequence[str]) -> Trajectory:
 def trajectory_plot(found: Trajectory) -> Tensor:
     """The curves that move most, as IMAGE [1, H, W, 3]."""
     moving = (found.scores.amax(0) - found.scores.amin(0)).argsort(descending=True)[:SHOWN].tolist()
-    low = min(0.0, float(found.scores[:, moving].min()))
-    series = {found.names[row]: [(frame, float(value) - low) for frame, value in enumerate(found.scores[:, row])]
-              for row in moving}
-    title = "HCS of each frame: the attributes that change most" + (f" (0 is {low:.0f})" if low else "")
-    return as_image(line_plot(series, title, "frame", width=960, height=420))
+    series = {found.names[row]: list(enumerate(found.scores[:, row].tolist())) for row in moving}
+    title = "HCS of each frame: the attributes that change most (0 is the mean reference picture)"
+    return as_image(line_plot(series, title, "frame", width=960, height=420, from_zero=False))
 
 
 def score_table(scores: Tensor, names: Sequence[str], pictures: Sequence[str]) -> str:

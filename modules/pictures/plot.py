@@ -18,8 +18,8 @@ Points = Sequence[tuple[float, float]]
 
 
 def line_plot(series: Mapping[str, Points], title: str, x_label: str, width: int = 720, height: int = 340,
-              marks: Mapping[str, float] | None = None) -> Image.Image:
-    """Lines over one axis, from 0 upwards. `marks` are named upright lines; points that are not finite are left out.
+              marks: Mapping[str, float] | None = None, from_zero: bool = True) -> Image.Image:
+    """Lines over one axis, from 0 upwards unless `from_zero` is off. `marks` are named upright lines; points that are not finite are left out.
 
     Raises ValueError if no series has a point.
     """
@@ -28,7 +28,7 @@ def line_plot(series: Mapping[str, Points], title: str, x_label: str, width: int
     if not points:
         raise ValueError("There is nothing to plot: every series is empty.")
     spans = (_span([x for x, _ in points] + list((marks or {}).values()), False),
-             _span([y for _, y in points], True))
+             _span([y for _, y in points], from_zero))
     picture, font = Image.new("RGB", (width, height), PAPER), ImageFont.load_default(13)
     pen = ImageDraw.Draw(picture)
 

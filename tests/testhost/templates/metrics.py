@@ -100,7 +100,8 @@ def clip_attributes() -> Template:
           {"4 Scores": ["pair", "ruler", "ruler report", "score", "score report"]}]],
         "positive", "shown",
         ("A ruler holds what is measured with: the mean of a reference, the attributes, which encoder. *Attribute Report* makes one of "
-         "your own, *Save Ruler* keeps it. " + BELIEFS,), thumbnail=[("", "shown")])
+         "your own, *Save Ruler* keeps it. " + BELIEFS,),
+        thumbnail=[("the clip", "sheet"), ("its attributes", "shown")])
 
 
 def two_folders() -> Template:
