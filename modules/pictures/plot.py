@@ -19,8 +19,8 @@ Points = Sequence[tuple[float, float]]
 
 def line_plot(series: Mapping[str, Points], title: str, x_label: str, width: int = 720, height: int = 340,
               marks: Mapping[str, float] | None = None, from_zero: bool = True) -> Image.Image:
-    """Lines over one axis, from 0 upwards unless `from_zero` is off. `marks` are named upright lines; points that are not
-    finite are left out.
+    """Lines over one axis, from 0 upwards unless `from_zero` is off. `marks` are named upright lines; points that are
+    not finite are left out.
 
     Raises ValueError if no series has a point.
     """
