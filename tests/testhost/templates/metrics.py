@@ -72,13 +72,13 @@ def lora_drift() -> Template:
     } | text_of("report", 1) | text_of("lora set", 1) | text_of("purity", 1)
     return Template(
         graph, "says what a LoRA changes besides what it should: the same prompts and seeds with and without it.",
-        "**strength_model** of the LoRA, or another LoRA. Then press **Run**.", "two minutes",
+        "**strength_model** of the LoRA, or another LoRA. Then press **Run**.", "three minutes",
         [[{}, {"1 Encoders": ["world", "pair"]}, {"2 Scenes": ["scenes", "negative"]}, {"7 Result": ["shown"]}],
          [{"3 Attributes": ["attributes", "attributes report"]}, {"4 LoRA": ["lora"]},
           {"5 Pictures": ["base sampler", "base decode", "lora sampler", "lora decode", "before", "after"]},
           {"6 Report": ["base set", "lora set", "lora set report", "report", "report report", "purity", "purity report"]}]],
         "lora", "shown",
-        ("This LoRA swaps colours, so colours ought to lead; a sprite, size or place that comes up is a side effect. " + BELIEFS,),
+        ("This LoRA swaps the colours of everything. The encoder knows sprites by their colours too, so that to it nearly all of them change: what a LoRA does to a subject is seen here, and *Edit Purity* says so in a number. " + BELIEFS,),
         {"base sampler": "KSampler: without", "lora sampler": "KSampler: with", "base decode": "Decode: without",
          "lora decode": "Decode: with", "base set": "Image Set: without", "lora set": "Image Set: with",
          "before": "Preview: without", "after": "Preview: with"}, thumbnail=[("", "shown")])
