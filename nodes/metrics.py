@@ -4,6 +4,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..modules.metrics.attributes import SHIPPED, TEMPLATE
+from ..modules.metrics.clip_keys import ACTIVATIONS
 from ..modules.metrics.divergence import METHODS, PRESETS
 from ..modules.metrics.folder import GENERAL, PAPER_PARITY
 
@@ -57,7 +58,7 @@ class FrozenLoadCLIPPair(io.ComfyNode):
                 io.Combo.Input("clip_file", options=clip_files(),
                                tooltip="Files of models/clip_vision and models/text_encoders, e.g. model.safetensors "
                                        "of openai/clip-vit-base-patch32."),
-                io.Combo.Input("activation", options=["auto", "quick_gelu", "gelu"], default="auto",
+                io.Combo.Input("activation", options=list(ACTIVATIONS), default="auto",
                                tooltip="auto: as OpenAI trained B and L, as LAION trained H and bigG. gelu: LAION's B "
                                        "and L, whose shapes are OpenAI's."),
             ],
@@ -81,6 +82,7 @@ class FrozenImageSet(io.ComfyNode):
             category="frozen/metrics",
             description="Reads pictures for the attribute metrics: file by file out of a folder of any size, or an "
                         "IMAGE batch, or a named set to which every run adds. Features are kept on disk.",
+            is_output_node=True,
             inputs=[
                 CLIPPair.Input("clip_pair", tooltip="From CLIP Pair or Load CLIP Pair."),
                 io.String.Input("folder", default="",
@@ -134,9 +136,9 @@ class FrozenAttributes(io.ComfyNode):
                                tooltip="text below; sprite world's own list; the most frequent words of an image set's "
                                        "captions; or the lists of the paper's code."),
                 io.String.Input("text", multiline=True, default="a dog\na cat\nsmiling\noutdoors\nat night",
-                                tooltip="One attribute a line. `name: text | text` averages several phrasings. A line "
-                                        "that ends in a colon is the heading of a group that excludes each other, e.g. "
-                                        "colours:"),
+                                tooltip="One attribute a line, or parted by commas. `name: text | text` "
+                                        "averages several phrasings. A line that ends in a colon is the heading of "
+                                        "a group that excludes each other, e.g. colours:"),
                 io.String.Input("template", default=TEMPLATE,
                                 tooltip="Put around names without phrasings; {} is the name."),
                 io.Int.Input("count", default=20, min=2, max=100, tooltip="How many words of captions are taken."),

@@ -81,7 +81,8 @@ class AttributeList:
 def parse_attributes(text: str, template: str = TEMPLATE) -> AttributeList:
     """A list as a person writes it.
 
-    A line is an attribute: its name, or `name: phrasing | phrasing`, whose features are averaged. A line that ends in a
+    A line is an attribute: its name, or `name: phrasing | phrasing`, whose features are averaged (without a name the
+    first phrasing is it). A line that ends in a
     colon is the heading of a group of attributes that exclude each other. Commas part attributes where no line has a
     colon. Lines that begin with # are left out, and so are repeated names, with a note.
 
@@ -92,7 +93,7 @@ def parse_attributes(text: str, template: str = TEMPLATE) -> AttributeList:
                                  f"goes, e.g. {TEMPLATE!r}.")
     lines = [line.strip() for line in text.splitlines()]
     lines = [line for line in lines if line and not line.startswith("#")]
-    if not any(":" in line for line in lines):
+    if not any(":" in line or "|" in line for line in lines):
         lines = [part.strip() for line in lines for part in line.split(",") if part.strip()]
     found, group, again = {}, "", []
     for line in lines:
@@ -100,8 +101,10 @@ def parse_attributes(text: str, template: str = TEMPLATE) -> AttributeList:
             group = line[:-1].strip()
             continue
         name, colon, rest = line.partition(":")
-        name, phrasings = name.strip(), tuple(part.strip() for part in rest.split("|")) if colon else ()
-        if not name or (colon and not all(phrasings)):
+        rest = rest if colon else line if "|" in line else ""
+        name = (name if colon else line.partition("|")[0]).strip()
+        phrasings = tuple(part.strip() for part in rest.split("|")) if rest or colon else ()
+        if not name or not all(phrasings):
             raise AttributeListError(f"The line {line!r} has an empty part. Write `name` or `name: text | text`.")
         if name.casefold() in found:
             again.append(name)

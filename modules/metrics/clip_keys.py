@@ -14,6 +14,7 @@ VISION_HEADS = {768: 12, 1024: 16, 1280: 16, 1664: 16}
 HEAD = 64                                               # channels of a head in other sizes
 GELU_WIDTHS = (1280, 1664)                              # vision models that LAION trained, with plain GELU
 QUICK_GELU, GELU = "quick_gelu", "gelu"
+ACTIVATIONS = ("auto", QUICK_GELU, GELU)
 WRAPPERS = ("clip_model.", "model.", "module.", "clip.")
 BLOCK = {"attn.out_proj": "self_attn.out_proj", "ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1",
          "mlp.c_proj": "mlp.fc2"}

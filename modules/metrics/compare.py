@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import density
 from .divergence import (
+    GAUSSIAN,
     GENERAL,
     Divergence,
     Settings,
@@ -46,6 +47,8 @@ class Comparison:
         pairs: [P, 2] of attributes.
         pad: divergences [P].
         pair_null: the permutation test of the pairs, None without.
+        coupling: [P] correlation in the generated set minus that in the reference: + come together more than they
+            should.
         notes: in words, what a reader has to know.
     """
     names: tuple[str, ...]
@@ -61,6 +64,7 @@ class Comparison:
     pairs: Tensor
     pad: Divergence
     pair_null: Null | None
+    coupling: Tensor
     notes: tuple[str, ...]
 
     @property
@@ -84,6 +88,12 @@ class Comparison:
         return [] if self.null is None else [row for row in order if self.null.adjusted[row] <= LEVEL]
 
     @property
+    def coupled_pairs(self) -> list[int]:
+        """Reliable pairs that differ by more than their attributes do by themselves, the furthest first."""
+        by_themselves = self.sad.kl[self.pairs].amax(1) if len(self.pairs) else torch.zeros(0)
+        return [row for row in self.reliable_pairs if self.pad.kl[row] > by_themselves[row] + self.pair_null.floor[row]]
+
+    @property
     def reliable_pairs(self) -> list[int]:
         """Pairs that differ by more than chance, the furthest first."""
         order = self.pad.kl.argsort(descending=True).tolist()
@@ -102,32 +112,47 @@ def compare(reference: Tensor, generated: Tensor, names: Sequence[str], settings
     if len(names) != reference.shape[1]:
         raise ValueError(f"{len(names)} names are given for scores of {reference.shape[1]} attributes.")
     settings, outside = fitted_range(reference, generated, settings)
+    if settings.method == GAUSSIAN:         # chance is tested by other densities, on another scale
+        settings = without_chance(settings)
     spread = reference.std(0)
     flat = density.without_variance(reference) | density.without_variance(generated)
     dull = spread < UNSEEN * spread[~flat].median() if bool((~flat).any()) else torch.zeros_like(flat)
     flags = tuple(FLAT if flat[row] else DULL if dull[row] else "" for row in range(len(names)))
     tick("attributes")
     found = sad(reference, generated, settings)
+    null = interval = None
+    chance, chance_of_pairs = "what chance gives for attributes", "what chance gives for pairs"
     if settings.draws:
-        tick("what chance gives for attributes")
-    null = attribute_null(reference, generated, settings, seed) if settings.draws else None
-    interval = bootstrap(reference, generated, settings, seed) if settings.resamples else None
+        null = attribute_null(reference, generated, settings, seed, lambda: tick(chance))
+    if settings.resamples:
+        interval = bootstrap(reference, generated, settings, seed, lambda: tick(chance))
     pairs, notes = usable_pairs(reference, generated, flat, names)
     notes = [*([outside] if outside else []), *_notes_on_size(len(reference), len(generated)), *notes]
     pad_found, pair_test = Divergence(*[torch.zeros(0)] * 3), None
     if len(pairs):
         pad_found = pad(reference, generated, pairs, settings, lambda: tick("pairs"))
-    if settings.pair_draws and 0 < len(pairs) <= MANY_PAIRS:
+    if settings.pair_draws and len(pairs) > MANY_PAIRS:
+        notes.append(f"{len(pairs)} pairs are too many to test what chance gives for them: only attributes are tested")
+    elif settings.pair_draws and len(pairs):
         fewer = replace(settings, pair_draws=min(settings.pair_draws, DRAWS_OF_MANY if len(pairs) > SOME_PAIRS else
                                                  settings.pair_draws))
-        pair_test = pair_null(reference, generated, pairs, fewer, seed, lambda: tick("what chance gives for pairs"))
+        pair_test = pair_null(reference, generated, pairs, fewer, seed, lambda: tick(chance_of_pairs))
+        if pair_test is None:
+            notes.append("the sets are too large, or some pairs too alike, to test what chance gives for pairs: only "
+                         "attributes are tested")
     if bool(flat.any()):
         notes.append(f"{FLAT}, in no mean: {_listed(names, flat)}")
     if bool((dull & ~flat).any()):
         notes.append(f"{DULL} over the reference, so the encoder may not see it: {_listed(names, dull & ~flat)}")
     return Comparison(tuple(names), (len(reference), len(generated)), settings, found,
                       generated.mean(0) - reference.mean(0), wasserstein(reference, generated), spread, flags, null,
-                      interval, pairs, pad_found, pair_test, tuple(notes))
+                      interval, pairs, pad_found, pair_test,
+                      correlations(generated, pairs) - correlations(reference, pairs), tuple(notes))
+
+
+def correlations(scores: Tensor, pairs: Tensor) -> Tensor:
+    """[P] of pairs of scores [N, M]."""
+    return torch.corrcoef(scores.T).reshape(scores.shape[1], -1)[pairs[:, 0], pairs[:, 1]]
 
 
 def without_chance(settings: Settings) -> Settings:

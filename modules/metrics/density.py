@@ -15,7 +15,7 @@ from torch import Tensor
 FLOOR = 0.05                # standard deviation of the kernel where scores do not vary, in HCS
 REACH = 6                   # standard deviations of the kernel around the data that the grid covers
 NO_VARIANCE = 1e-6          # standard deviation of scores below which they are the same up to rounding
-SINGULAR = 1e-8             # determinant of a correlation below which two scores are one
+SINGULAR = 1e-3             # 1 - correlation^2 below which one of two scores tells the other
 PAIRS_AT_ONCE = 8           # of grids in memory
 GONE = 45                   # e to the minus this is nothing, in float64
 

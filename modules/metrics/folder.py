@@ -16,6 +16,7 @@ from ..data.frames import BrokenVideoError
 from ..data.image_folder import STILLS, ImageFolderError
 from ..data.image_sequences import UNREADABLE, natural_order, read_picture
 
+CAPTIONS = (".txt", ".csv", ".jsonl")
 GENERAL, PAPER_PARITY = "general", "paper parity"
 OUTSIDE = "left aside, links that lead out of the folders that may be read"
 GONE = "left aside, changed or removed while the folder was read"
@@ -111,7 +112,7 @@ def state_of_file(path: Path) -> str:
 
 
 def state_of_folder(folder: Path, subfolders: bool) -> str:
-    """A text that changes when a picture of the folder is added, removed or changed; "missing" without a folder."""
+    """A text that changes when a picture or caption is added, removed or changed; "missing" without a folder."""
     if not folder.is_dir():
         return "missing"
     states = []
@@ -119,5 +120,5 @@ def state_of_folder(folder: Path, subfolders: bool) -> str:
         names[:] = sorted(names) if subfolders else []
         with os.scandir(root) as entries:
             states += [(os.fsencode(entry.path), entry.stat().st_size, entry.stat().st_mtime_ns) for entry in entries
-                       if entry.is_file() and Path(entry.name).suffix.lower() in STILLS]
+                       if entry.is_file() and Path(entry.name).suffix.lower() in (*STILLS, *CAPTIONS)]
     return str(sorted(states))

@@ -73,7 +73,8 @@ def text_directions(templated: Tensor, bare: Tensor, groups: Sequence[str], text
     for group in dict.fromkeys(groups):
         rows = [row for row, name in enumerate(groups) if name == group]
         if len(rows) < 2:
-            where = f"The group {group!r} has" if group else "The list has"
+            where = (f"The group {group!r} has" if group else "The list has" if len(groups) == 1 else
+                     f"Outside of groups the list has, as line {rows[0] + 1},")
             raise AttributeListError(f"{where} one attribute. It is scored against the others, so at least 2 "
                                      "attributes are needed. Add one, e.g. its opposite.")
         directions[rows] = features[rows] - features[rows].mean(0)

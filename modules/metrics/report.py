@@ -15,8 +15,8 @@ from .hcs import Ruler
 NAMED = 4               # attributes and pairs that a sentence names
 BELIEFS = ("Scores are what the encoder believes, not truth: they measure generator and encoder together, biases of "
            "either included.")
-COLUMNS = ("kind", "name", "score", "reverse", "symmetric", "js", "mean_difference", "wasserstein", "floor", "p",
-           "p_adjusted", "low", "high", "spread", "flag")
+COLUMNS = ("kind", "name", "score", "reverse", "symmetric", "js", "mean_difference", "coupling", "wasserstein", "floor",
+           "excess", "p", "p_adjusted", "low", "high", "spread", "flag")
 
 
 def conclusion(found: Comparison, of: str = "the generated set") -> str:
@@ -24,17 +24,19 @@ def conclusion(found: Comparison, of: str = "the generated set") -> str:
     first, second = found.counts
     told = f"With {first} reference and {second} generated pictures"
     if found.null is None:
+        if not bool(found.counted.any()):
+            return f"{told}, no attribute varies, so nothing can be compared."
         worst = max(range(len(found.names)), key=lambda row: float(found.sad.kl[row]))
         return (f"{told}, {of} differs most in {_directed(found, worst)}; whether that is more than chance was not "
                 "tested.")
     rows = found.reliable
-    if not rows:
-        return f"{told}, no attribute of {of} differs from the reference by more than chance."
     named = ", ".join(_directed(found, row) for row in rows[:NAMED])
     more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
-    pairs = ", ".join(pair_name(found, row) for row in found.reliable_pairs[:2])
-    return (f"{told}, {len(rows)} of {len(found.names)} attributes differ reliably: {named}{more}."
-            + (f" Pairs that come together too often or too seldom: {pairs}." if pairs else ""))
+    single = (f"{len(rows)} of {len(found.names)} attributes differ reliably: {named}{more}." if rows else
+              f"no attribute of {of} differs from the reference by more than chance.")
+    pairs = ", ".join(f"{pair_name(found, row)} ({'more' if found.coupling[row] > 0 else 'less'} often)"
+                      for row in found.coupled_pairs[:2])
+    return f"{told}, {single}" + (f" Attributes that come together as they should not: {pairs}." if pairs else "")
 
 
 def _directed(found: Comparison, row: int) -> str:
@@ -69,11 +71,12 @@ def rows_of(found: Comparison) -> list[dict]:
         low, high = (None, None) if found.interval is None else (float(end[number]) for end in found.interval)
         rows.append({"kind": "attribute", "name": name, **_scores(found.sad, number),
                      "mean_difference": float(found.difference[number]),
-                     "wasserstein": float(found.wasserstein[number]), **_chance(found.null, number), "low": low,
-                     "high": high, "spread": float(found.spread[number]), "flag": found.flags[number]})
+                     "wasserstein": float(found.wasserstein[number]), **_chance(found.null, number, found.sad),
+                     "low": low, "high": high, "spread": float(found.spread[number]), "flag": found.flags[number]})
     for number in range(len(found.pairs)):
         rows.append({"kind": "pair", "name": pair_name(found, number), **_scores(found.pad, number),
-                     **_chance(found.pair_null, number)})
+                     **_chance(found.pair_null, number, found.pad),
+                     "coupling": float(found.coupling[number])})
     return rows
 
 
@@ -82,10 +85,12 @@ def _scores(found, number: int) -> dict:
     return {name: float(value[number]) for name, value in values.items()}
 
 
-def _chance(null, number: int) -> dict:
+def _chance(null, number: int, scores) -> dict:
     if null is None:
         return {}
-    return {"floor": float(null.floor[number]), "p": float(null.p[number]), "p_adjusted": float(null.adjusted[number])}
+    floor = float(null.floor[number])
+    return {"floor": floor, "excess": float(scores.kl[number]) - floor, "p": float(null.p[number]),
+            "p_adjusted": float(null.adjusted[number])}
 
 
 def as_csv(comparisons: Mapping[str, Comparison]) -> str:
@@ -104,7 +109,8 @@ def as_json(comparisons: Mapping[str, Comparison], ruler: Ruler, more: Mapping[s
     """All rows, means, settings, and what makes two reports comparable."""
     told = {"encoder": ruler.encoder, "list_hash": ruler.list_hash, "text_centre": ruler.text_centre,
             "attributes": list(ruler.names), "reference_images": ruler.images, **(more or {})}
-    sets = {name: {"conclusion": conclusion(found, name), "sad": found.mean_sad, "pad": _number(found.mean_pad),
+    sets = {name: {"conclusion": conclusion(found, name), "sad": _number(found.mean_sad),
+                   "pad": _number(found.mean_pad),
                    "counts": list(found.counts), "half_range": found.settings.half_range,
                    "method": found.settings.method, "notes": list(found.notes),
                    "rows": [{key: _number(value) for key, value in row.items()} for row in rows_of(found)]}
@@ -120,11 +126,16 @@ def _number(value):
 def versus(comparisons: Mapping[str, Comparison]) -> str:
     """Two generated sets against one reference: which is nearer, and where."""
     (first, one), (second, other) = comparisons.items()
-    nearer = one.sad.kl < other.sad.kl
+    if one.null is not None and other.null is not None and not one.reliable and not other.reliable:
+        return f"Neither {first} nor {second} differs from the reference by more than chance: no verdict between them."
+    floors = [0.0 if found.null is None else found.null.floor for found in (one, other)]
+    excess, its_excess = one.sad.kl - floors[0], other.sad.kl - floors[1]
+    nearer = excess < its_excess
     flipped = [name for name, a, b in zip(one.names, one.difference, other.difference, strict=True) if a * b < 0]
     reliable = {*one.reliable, *other.reliable}
     flipped = [name for row, name in enumerate(one.names) if name in flipped and row in reliable]
-    better, worse = (first, second) if one.mean_sad < other.mean_sad else (second, first)
+    better, worse = (first, second) if excess[one.counted].mean() < its_excess[other.counted].mean() else (second,
+                                                                                                           first)
     return (f"{better} is nearer to the reference than {worse}: SaD {one.mean_sad:.1f} of {first}, "
             f"{other.mean_sad:.1f} of {second}; {first} is nearer in {int(nearer.sum())} of {len(one.names)} "
             "attributes."

@@ -41,7 +41,7 @@ class Waves:
         high = max(float(values.max()), float(nodes[-1])) + reach
         step = 2 * math.pi / (high - low)
         most = count(covariances, step, gone)
-        if values.numel() * (most + 1) * 16 > BYTES:
+        if max(values.numel() * (most + 1), PAIRS_AT_ONCE * 2 * (most + 1) ** 2) * 16 > BYTES:
             return None
         phase = (values.double().T[..., None] - low) * (step * torch.arange(most + 1, dtype=torch.float64))
         return cls(torch.polar(torch.ones_like(phase), -phase), step, low)

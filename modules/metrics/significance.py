@@ -15,12 +15,13 @@ from torch import Tensor
 from ..seeding import stream
 from . import density
 from .divergence import Settings, cell_masses, check_scores, kl
-from .series import Waves, by_first
+from .series import BYTES, Waves, by_first
 
 NODES = 512             # of the grid of draws
 PAIR_CELLS = 50         # a side, of draws of pairs
 PAIR_GONE = 12          # e to the minus this is dropped of their densities
 DRAWS_AN_ATTRIBUTE = 40  # so that one attribute of a list can be found by Benjamini and Hochberg at 5 %
+MOST_DRAWS = 4000
 LEVEL = 0.05
 
 
@@ -42,16 +43,21 @@ class Null:
     draws: int
 
 
-def attribute_null(reference: Tensor, generated: Tensor, settings: Settings, seed: int = 0) -> Null:
+def attribute_null(reference: Tensor, generated: Tensor, settings: Settings, seed: int = 0,
+                   tick: Callable[[], None] = lambda: None) -> Null:
     """The permutation test of `sad`, for scores [N, M] and [N', M].
 
-    At least `settings.draws` draws, and enough for the length of the list: p cannot be below 1 / (draws + 1).
+    At least `settings.draws` draws, and enough for the length of the list: p cannot be below 1 / (draws + 1). `tick` is
+    called before each and may raise to stop.
     """
     check_scores(reference, generated, least=2)
-    draws = max(settings.draws, DRAWS_AN_ATTRIBUTE * reference.shape[1] - 1)
+    draws = max(settings.draws, min(MOST_DRAWS, DRAWS_AN_ATTRIBUTE * reference.shape[1] - 1))
     pool = _Bins.of(torch.cat([reference, generated]).double(), settings.half_range)
-    found = torch.stack([pool.sad(parted, settings.epsilon) for parted in _partings(len(reference), len(pool), draws,
-                                                                                    seed)])    # [draws, M]
+    rows = []
+    for parted in _partings(len(reference), len(pool), draws, seed):
+        tick()
+        rows.append(pool.sad(parted, settings.epsilon))
+    found = torch.stack(rows)                                                   # [draws, M]
     observed = pool.sad(torch.arange(len(pool)) < len(reference), settings.epsilon)
     p = (1 + (found >= observed * (1 - 1e-9)).sum(0)) / (1 + draws)
     return Null(found.mean(0), p, benjamini_hochberg(p), float(found.mean(1).quantile(1 - LEVEL)), draws)
@@ -68,7 +74,7 @@ def pair_null(reference: Tensor, generated: Tensor, pairs: Tensor, settings: Set
     pooled = torch.cat([reference, generated]).double()
     nodes = torch.linspace(-settings.half_range, settings.half_range, PAIR_CELLS + 1, dtype=torch.float64)
     waves = Waves.of(pooled, density.kernel_covariances(pooled, pairs), nodes, PAIR_GONE)
-    if waves is None:
+    if waves is None or len(pairs) * 2 * waves.waves.shape[-1] ** 2 * 16 > BYTES:
         return None
     most, area = waves.waves.shape[-1] - 1, (2 * settings.half_range / PAIR_CELLS) ** 2
     whole = {first: waves.sums(first, pairs[rows, 1], most) for first, rows in by_first(pairs)}
@@ -93,7 +99,8 @@ def pair_null(reference: Tensor, generated: Tensor, pairs: Tensor, settings: Set
     return Null(floor, p, adjusted, float(found.mean(1).quantile(1 - LEVEL)), len(found))
 
 
-def bootstrap(reference: Tensor, generated: Tensor, settings: Settings, seed: int = 0) -> tuple[Tensor, Tensor]:
+def bootstrap(reference: Tensor, generated: Tensor, settings: Settings, seed: int = 0,
+              tick: Callable[[], None] = lambda: None) -> tuple[Tensor, Tensor]:
     """(low, high) [M] of the divergence at 95 %, by drawing pictures anew with replacement; never below 0.
 
     Densities of drawn pictures lie further apart than those of the pictures, and these further than the laws they are
@@ -102,6 +109,7 @@ def bootstrap(reference: Tensor, generated: Tensor, settings: Settings, seed: in
     parts = [_Bins.of(values.double(), settings.half_range) for values in (reference, generated)]
     observed, found = _sad_of(*(part.density() for part in parts), settings.epsilon), []
     for draw in range(settings.resamples):
+        tick()
         drawn = [torch.randint(len(part), (len(part),), generator=stream("bootstrap", seed, draw, name))
                  for name, part in enumerate(parts)]
         counts = [torch.bincount(numbers, minlength=len(numbers)).double() for numbers in drawn]

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from ..pictures.plot import as_image, line_plot
+from ..seeding import stream
 from .density import FLOOR
 from .divergence import gaussian_1d
 
 SHOWN = 5               # curves of a plot
 LEAST = 6               # frames of which a third is a set
+ORDERS = 20             # random orders of the frames, for the floor
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,14 @@ class Trajectory:
         flicker: [M] mean |change| from frame to frame, in HCS.
         drift: [M] last third minus first third, in HCS.
         temporal_sad: [M] divergence of the last third from the first, one normal each: frames are few and alike.
+        floor: mean temporal SaD of the same frames in random order.
     """
     names: tuple[str, ...]
     scores: Tensor
     flicker: Tensor
     drift: Tensor
     temporal_sad: Tensor
+    floor: float
 
     def text(self) -> str:
         """In words."""
@@ -40,7 +44,8 @@ class Trajectory:
             "first, HCS)",
             "flickers most: " + ", ".join(f"{self.names[row]} {float(self.flicker[row]):.1f}" for row in unsteady)
             + " (mean change from frame to frame, HCS)",
-            f"temporal SaD {float(self.temporal_sad.mean()):.0f}: 0 is a clip whose end looks like its beginning"])
+            f"temporal SaD {float(self.temporal_sad.mean()):.0f} (the same frames in random order: {self.floor:.0f}): "
+            "how far the end of the clip lies from its beginning"])
 
 
 def trajectory(scores: Tensor, names: Sequence[str]) -> Trajectory:
@@ -48,11 +53,18 @@ def trajectory(scores: Tensor, names: Sequence[str]) -> Trajectory:
     if len(scores) < LEAST:
         raise ValueError(f"The clip has {len(scores)} frames; curves of attributes need at least {LEAST}. Give a "
                          "longer clip, or switch as_clip off to score single pictures.")
-    third = len(scores) // 3
-    first, last = scores[:third].double(), scores[-third:].double()
+    third, scores = len(scores) // 3, scores.double()
+    first, last = scores[:third], scores[-third:]
+    orders = (torch.randperm(len(scores), generator=stream("frames", number)) for number in range(ORDERS))
+    floor = torch.stack([_apart(scores[order][:third], scores[order][-third:]).mean() for order in orders]).median()
     return Trajectory(tuple(names), scores, scores.diff(dim=0).abs().mean(0), last.mean(0) - first.mean(0),
-                      gaussian_1d(first, last).kl.where((first.std(0) > FLOOR) | (last.std(0) > FLOOR)
-                                                        | ((last.mean(0) - first.mean(0)).abs() > FLOOR), 0.0))
+                      _apart(first, last), float(floor))
+
+
+def _apart(first: Tensor, last: Tensor) -> Tensor:
+    """[M] divergence of two parts of a clip; 0 where nothing moves."""
+    moves = (first.std(0) > FLOOR) | (last.std(0) > FLOOR) | ((last.mean(0) - first.mean(0)).abs() > FLOOR)
+    return gaussian_1d(first, last).kl.where(moves, 0.0)
 
 
 def trajectory_plot(found: Trajectory) -> Tensor:

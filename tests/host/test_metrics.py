@@ -173,7 +173,8 @@ def test_subfolders_are_a_switch_and_scored_each(image_set, attributes, report, 
     with pytest.raises(ImageFolderError, match="switch subfolders on"):
         image_set("a", subfolders=False)
     generated, reference = image_set("a")[0], image_set("b")[0]
-    assert "SaD of each sub-folder (pictures): cats " in report(reference, generated, attributes()[0])[1]
+    text = report(reference, generated, attributes()[0])[1]
+    assert "SaD of each sub-folder (pictures; fewer, higher by chance): cats " in text
 
 
 def test_a_folder_that_changes_while_it_is_read(image_set, tmp_path, monkeypatch):
@@ -368,9 +369,14 @@ def test_scores_of_pictures_clips_and_masks(comfy, pair):
     half = whole.clone()
     half[:, :, 64:] = 0
     assert comfy.run("FrozenScoreImages", images=pictures(3), as_clip=False, mask=half, **given)[2] != table
-    for mask, told in ((torch.zeros(1, 128, 128), "mask is empty"), (torch.ones(2, 128, 128), "expected one mask")):
+    for mask, told in ((torch.zeros(1, 128, 128), "mask of picture 1 is empty"),
+                       (torch.ones(2, 128, 128), "expected one mask")):
         with pytest.raises(ValueError, match=told):
             comfy.run("FrozenScoreImages", images=pictures(3), as_clip=False, mask=mask, **given)
+    black = pictures(3)
+    black[1] = torch.nan
+    with pytest.raises(ValueError, match="Picture 2 holds numbers that are not finite"):
+        comfy.run("FrozenScoreImages", images=black, as_clip=False, **given)
     with pytest.raises(ValueError, match="at least 6"):
         comfy.run("FrozenScoreImages", images=pictures(3), as_clip=True, **given)
     with pytest.raises(ValueError, match="Connect a ruler, or both"):

@@ -168,7 +168,8 @@ def test_a_coupling_with_equal_marginals_is_a_finding_of_pairs_only():
     found = compare(one, other, "abc", replace(GENERAL, pair_draws=20))
     worst = found.pad.kl.argmax()
     assert found.reliable == [] and found.pairs[worst].tolist() == [0, 1]
-    assert found.pad.kl[worst] > 10 * found.pair_null.floor[worst] and found.reliable_pairs == [int(worst)]
+    assert found.pad.kl[worst] > 10 * found.pair_null.floor[worst] and found.coupled_pairs == [int(worst)]
+    assert found.coupling[worst] < -1 and "a with b (less often)" in conclusion(found)
 
 
 def test_chance_finds_nothing_and_draws_are_repeatable():
@@ -177,6 +178,33 @@ def test_chance_finds_nothing_and_draws_are_repeatable():
     again = compare(one, other, "abcdefgh", replace(GENERAL, pair_draws=20), seed=3)
     assert found.reliable == [] and torch.equal(found.null.p, again.null.p)
     assert 0.3 < found.mean_sad / float(found.null.floor.mean()) < 3
+
+
+def test_a_normal_a_set_is_tested_by_no_other_density():
+    found = compare(drawn(30, 3, 1), drawn(30, 3, 2), "abc", replace(GENERAL, method="gaussian"))
+    assert found.null is None and found.interval is None and found.pair_null is None
+    assert "whether that is more than chance was not tested" in conclusion(found)
+
+
+def test_sets_that_do_not_differ_have_no_winner():
+    one = drawn(120, 6, 1)
+    found = {name: compare(one, drawn(count, 6, seed), "abcdef", replace(GENERAL, pair_draws=0))
+             for name, count, seed in (("many", 120, 2), ("few", 30, 3))}
+    assert "no verdict between them" in versus(found)
+
+
+def test_nothing_varies_is_a_sentence_and_valid_json():
+    found = compare(torch.ones(5, 3), torch.ones(4, 3), "abc", GENERAL)
+    assert json.loads(as_json({"x": found}, ruler_of("abc")))["sets"]["x"]["sad"] is None
+    assert found.flags == (FLAT,) * 3 and len(found.pairs) == 0
+
+
+def test_nearly_equal_attributes_do_not_fill_the_memory():
+    one, other = drawn(80, 3, 1), drawn(80, 3, 2)
+    for values in (one, other):
+        values[:, 1] = values[:, 0] + 0.3 * values[:, 1]
+    found = compare(one, other, "abc", replace(GENERAL, pair_draws=2, resamples=2))
+    assert found.pad.kl.isfinite().all()
 
 
 def test_benjamini_hochberg():
@@ -276,6 +304,7 @@ def test_lists_are_read_as_people_write_them():
     assert parse_attributes("man, woman, child").names == ("man", "woman", "child")
     assert found.hash == parse_attributes("smiling\nColours:\nred: a red thing | red paint\nblue").hash
     assert found.hash != parse_attributes("smiling\nColours:\nred\nblue").hash
+    assert parse_attributes("a hat | a cap\nshoes").attributes[0].texts("x {}") == ("a hat", "a cap")
     for text, told in (("  \n# only", "is empty"), ("red: | x", "empty part"),
                        ("\n".join(map(str, range(500))), "500")):
         with pytest.raises(AttributeListError, match=told):

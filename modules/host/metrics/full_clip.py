@@ -55,7 +55,7 @@ class FullCLIP:
         self.model, self.config = model, config
         self.size, self.width = config["vision_config"]["image_size"], config["projection_dim"]
         self.name = f"{clip_name(config)} of {path.name}"
-        self.identity = identity_of(model)
+        self.identity = identity_of(model, {"activation": config["vision_config"]["hidden_act"]})
         self.notes: list[str] = []
         if probe:
             check_pair(self)
@@ -89,7 +89,7 @@ class FullCLIP:
         return ids + [ids[-1]] * (length - len(ids))
 
     def _load(self) -> None:
-        comfy.model_management.load_models_gpu([self.patcher])
+        comfy.model_management.load_models_gpu([self.patcher], force_full_load=True)
 
 
 def clip_files() -> list[str]:

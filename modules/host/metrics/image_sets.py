@@ -114,8 +114,9 @@ def set_of_folder(folder: Path, pair: ClipPair, subfolders: bool = True, how: st
             found.update(made)
             waiting.clear()
             try:
-                if not unkept:
-                    cache.write({key: row for key, (_, row) in made.items()})
+                good = {key: row for key, (_, row) in made.items() if row.feature.isfinite().all()}
+                if good and not unkept:
+                    cache.write(good)
             except OSError as error:
                 unkept = f"features could not be kept for the next time: {error}"
 
@@ -182,6 +183,7 @@ def set_of_images(images: Tensor, pair: ClipPair, name: str = "a batch") -> Imag
 def rows_of_images(images: Tensor, pair: ClipPair) -> dict[str, Row]:
     """Rows by a digest of the pixels: equal pictures of a batch stay apart by their number."""
     rows: dict[str, Row] = {}
+    images = images.cpu()
     for start in range(0, len(images), _batch()):
         interruptible()
         pictures = [_picture_of(image) for image in images[start:start + _batch()]]
@@ -212,12 +214,14 @@ def grown_set(name: str, images: Tensor | None, pair: ClipPair) -> ImageSet:
     notes = [f"damaged files of the set, passed over: {', '.join(damaged)}"] if damaged else []
     if images is not None:
         given = rows_of_images(images, pair)
-        new = {key: row for key, row in given.items() if key not in rows}
+        good, dropped = _finite(list(given.items()), lambda entry: entry[1])
+        notes += dropped
+        new = {key: row for key, row in good if key not in rows}
         if new:
             blocks.write(new)
             rows.update(new)
         notes.append(f"{len(new)} pictures added to the set {name}"
-                     + (f"; {len(given) - len(new)} were in it already" if len(new) < len(given) else ""))
+                     + (f"; {len(good) - len(new)} were in it already" if len(new) < len(good) else ""))
     if not rows:
         raise ValueError(f"There is no set {name!r} yet. Connect images: they begin it.")
     kept, dropped = _finite(list(rows.values()), lambda row: row)

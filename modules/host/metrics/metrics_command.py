@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from ...metrics.attributes import TEMPLATE, attributes_of_captions, parse_attributes
+from ...metrics.clip_keys import ACTIVATIONS
 from ...metrics.divergence import METHODS, PRESETS
 from ...metrics.folder import GENERAL, PAPER_PARITY
 from ...metrics.report_page import report_page
@@ -27,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--attributes", required=True,
                         help=f"text file, one attribute a line; or {SPRITES}, or {CAPTIONS} of the reference")
     parser.add_argument("--clip", required=True, help=f"file of a whole CLIP, or {SPRITES}")
+    parser.add_argument("--activation", choices=ACTIVATIONS, default=ACTIVATIONS[0],
+                        help="of the CLIP file; gelu for LAION's B and L")
     parser.add_argument("--out", type=Path, required=True, help="folder for report.json, .csv, .png, .html")
     parser.add_argument("--preset", choices=list(PRESETS), default="general")
     parser.add_argument("--method", choices=METHODS, default="auto")
@@ -41,7 +44,7 @@ def main(args: argparse.Namespace) -> int:
         if len(args.generated) > 2:
             raise ValueError(f"--generated is given {len(args.generated)} times; at most twice, for A and B.")
         settings = settings_of(args.preset, args.method, not args.no_chance)
-        pair = clip_of(args.clip)
+        pair = clip_of(args.clip, args.activation)
         how = PAPER_PARITY if args.preset == "paper parity" else GENERAL
         reference, *generated = (read(folder, pair, how) for folder in (args.reference, *args.generated))
         ruler = make_ruler(reference, attribute_list(args.attributes, reference, args.template), settings.text_centre)
@@ -61,14 +64,14 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def clip_of(name: str) -> ClipPair:
+def clip_of(name: str, activation: str) -> ClipPair:
     """The pair of sprite world, or of a file."""
     if name == SPRITES:
         _, clip, _, vision = load_sprite_world()
         return HostPair(clip, vision)
     if not Path(name).is_file():
         raise FileNotFoundError(f"There is no CLIP file {name}. Give a file of a whole CLIP, or {SPRITES}.")
-    return FullCLIP(Path(name))
+    return FullCLIP(Path(name), activation)
 
 
 def attribute_list(name: str, reference: ImageSet, template: str):

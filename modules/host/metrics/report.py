@@ -12,17 +12,17 @@ from ...files.provenance import same_model
 from ...metrics.attributes import AttributeList
 from ...metrics.compare import Comparison, compare, without_chance
 from ...metrics.divergence import PRESETS, Settings, sad
-from ...metrics.hcs import TEMPLATED, Ruler, alike_attributes, text_directions
+from ...metrics.hcs import TEMPLATED, Ruler, alike_attributes, finite_rows, text_directions
 from ...metrics.neighbours import K, Neighbours, neighbours
 from ...metrics.report import as_csv, as_json, conclusion, report_text, versus
 from ...metrics.report_picture import Extremes, report_picture
 from ..files import cache_folder
 from .clip_pair import ClipPair, interruptible
-from .image_sets import ImageSet
+from .image_sets import ImageSet, rows_of_images
 
 APART = 0.2             # relative difference of median sizes or shapes that is worth a line
 NEIGHBOURS = 3000       # pictures of a set whose neighbours are sought
-LEAST_OF_FOLDER = 2     # pictures of a sub-folder that is scored by itself
+LEAST_OF_FOLDER = 4     # pictures of a sub-folder that is scored by itself
 EXTREMES = 4            # thumbnails of a kind
 SHOWN = 3               # attributes whose extremes are shown
 
@@ -91,7 +91,7 @@ def attribute_report(reference: ImageSet, generated: Mapping[str, ImageSet], rul
                         lambda part, name=name: tick(f"{name}: {part}"))
         comparisons[name] = found
         lines += [report_text(found, name), *notes_on_sets(reference, picked), baseline_line(reference, picked),
-                  *subfolder_lines(reference, picked, ruler, settings)]
+                  *subfolder_lines(reference, picked, ruler, found)]
     sentence = conclusion(next(iter(comparisons.values())), next(iter(comparisons)))
     if len(comparisons) == 2:
         sentence = versus(comparisons)
@@ -157,19 +157,20 @@ def _evenly(features: Tensor) -> Tensor:
         torch.linspace(0, len(features) - 1, NEIGHBOURS).round().long()]
 
 
-def subfolder_lines(reference: ImageSet, generated: ImageSet, ruler: Ruler, settings: Settings) -> list[str]:
-    """SaD of each sub-folder of the generated set, against the reference's of that name if there is one."""
+def subfolder_lines(reference: ImageSet, generated: ImageSet, ruler: Ruler, found: Comparison) -> list[str]:
+    """SaD of each sub-folder of the generated set, against the reference's of that name if there is one; as `found` was
+    measured. Folders of few pictures are left out.
+    """
     its, theirs, told = generated.subfolders, reference.subfolders, []
+    scores, its_scores = ruler.scores(reference.features), ruler.scores(generated.features)
     for name, numbers in its.items():
         if len(numbers) < LEAST_OF_FOLDER:
             continue
-        against = theirs.get(name, range(len(reference)))
-        against = against if len(against) >= LEAST_OF_FOLDER else range(len(reference))
-        scores = [ruler.scores(picked.features[list(part)]) for picked, part in ((reference, against),
-                                                                                 (generated, numbers))]
-        value = float(sad(*scores, without_chance(settings)).kl.mean())
+        against = theirs.get(name, [])
+        part = scores[against] if len(against) >= LEAST_OF_FOLDER else scores
+        value = float(sad(part, its_scores[numbers], found.settings).kl[found.counted].mean())
         told.append(f"{name or '(top)'} {value:.1f} ({len(numbers)})")
-    return [f"SaD of each sub-folder (pictures): {', '.join(told)}"] if told else []
+    return [f"SaD of each sub-folder (pictures; fewer, higher by chance): {', '.join(told)}"] if told else []
 
 
 def scores_of_images(images: Tensor, pair: ClipPair, ruler: Ruler, mask: Tensor | None = None) -> Tensor:
@@ -177,12 +178,15 @@ def scores_of_images(images: Tensor, pair: ClipPair, ruler: Ruler, mask: Tensor 
 
     Raises ValueError for a mask of another number or size.
     """
-    from .image_sets import rows_of_images
     check_ruler(ruler, pair)
     if mask is not None:
-        images = before_colour(images, mask, ruler.colour)
-    rows = rows_of_images(images, pair)
-    return ruler.scores(torch.stack([row.feature for row in rows.values()]).float())
+        images = before_colour(images.cpu(), mask.cpu(), ruler.colour)
+    features = torch.stack([row.feature for row in rows_of_images(images, pair).values()]).float()
+    broken = (~finite_rows(features)).nonzero().flatten().tolist()
+    if broken:
+        raise ValueError(f"Picture {broken[0] + 1} holds numbers that are not finite (a black picture?), and "
+                         f"{len(broken)} of {len(features)} in all. Leave them out.")
+    return ruler.scores(features)
 
 
 def before_colour(images: Tensor, mask: Tensor, colour: Sequence[float]) -> Tensor:
@@ -191,8 +195,9 @@ def before_colour(images: Tensor, mask: Tensor, colour: Sequence[float]) -> Tens
     if len(mask) not in (1, len(images)) or mask.shape[1:] != images.shape[1:3]:
         raise ValueError(f"The mask is {list(mask.shape)} and the images are {list(images.shape[:3])}; expected one "
                          "mask for all or one for each, of the same size.")
-    if not mask.any():
-        raise ValueError("The mask is empty: there is no subject to score. Is it inverted?")
+    empty = (~mask.flatten(1).any(1)).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(f"The mask of picture {empty[0] + 1} is empty: there is no subject to score. Is it inverted?")
     return images[..., :3] * mask[..., None] + torch.tensor(colour) * (1 - mask[..., None])
 
 
