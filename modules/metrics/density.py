@@ -120,10 +120,10 @@ def smooth_2d(weights: Tensor, covariance: Tensor, step: float, finer: int) -> T
 def _histogram_2d(low: Tensor, share: Tensor, other: Tensor, its_share: Tensor, size: int) -> Tensor:
     """Linear weights [size, size] of points given by their lower node and the share of the upper one on each axis."""
     index = low * size + other
-    found = torch.bincount(index, (1 - share) * (1 - its_share), size * size)
-    found += torch.bincount(index + 1, (1 - share) * its_share, size * size)
-    found += torch.bincount(index + size, share * (1 - its_share), size * size)
-    return found.add_(torch.bincount(index + size + 1, share * its_share, size * size)).view(size, size)
+    corners = torch.cat([index, index + 1, index + size, index + size + 1])
+    weights = torch.cat([(1 - share) * (1 - its_share), (1 - share) * its_share, share * (1 - its_share),
+                         share * its_share])
+    return torch.bincount(corners, weights, size * size).view(size, size)
 
 
 def _cover(values: Tensor, deviation: Tensor, grid: Tensor) -> tuple[int, int]:
