@@ -82,6 +82,8 @@ def reduced(name: str, object_info: Mapping) -> dict:
                 inputs["max_clips"] = 4
             case "FrozenSpriteScenes":
                 inputs["count"] = 8
+            case "FrozenAttributes":
+                inputs |= {"source": "text below", "text": "a dog, a cat, a red background, a blue background"}
             case "FrozenAttributeReport":
                 inputs["chance"] = False
             case "FrozenTrainMotionModule":
