@@ -8,6 +8,7 @@ cores. The picture of the help page is made of the rows: `testhost.pictures metr
 """
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 
@@ -23,6 +24,11 @@ from frozen_diffusion.modules.metrics.divergence import GENERAL, fitted_range, s
 
 SETTINGS = [(steps, cfg) for steps in (4, 8, 25) for cfg in (1.0, 2.0, 5.0)]
 SEED, BATCH = 700, 50
+
+
+def mean_rank(rows: dict, name: str) -> float:
+    """Over the settings in which there are errors at all."""
+    return statistics.fmean(row[name] for row in rows.values() if math.isfinite(row[name]))
 
 
 def run() -> dict:
@@ -49,8 +55,7 @@ def run() -> dict:
                            if key != "attributes"}, file=sys.stderr, flush=True)
     figures = {"settings_rank": rank_correlation([row["sad"] for row in rows.values()],
                                                  [row["error"] for row in rows.values()]),
-               "share_rank": statistics.fmean(row["share_rank"] for row in rows.values()),
-               "error_rank": statistics.fmean(row["error_rank"] for row in rows.values()),
+               "share_rank": mean_rank(rows, "share_rank"), "error_rank": mean_rank(rows, "error_rank"),
                "worst_is_4_steps_cfg_5": float(max(rows, key=lambda name: rows[name]["sad"]) == "4 steps, cfg 5")}
     figures |= {f"sad {name}": row["sad"] for name, row in rows.items()}
     figures |= {f"error {name}": row["error"] for name, row in rows.items()}
