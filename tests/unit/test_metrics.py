@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from scipy.stats import norm
+from metrics_golden_data import LITERAL, PAIRS, SINGLE, correlated, normal
 
 from frozen_diffusion.modules.metrics import density, divergence
 from frozen_diffusion.modules.metrics.attributes import attributes_of_captions, parse_attributes
@@ -32,20 +32,6 @@ from frozen_diffusion.modules.metrics.trajectory import trajectory
 from frozen_diffusion.modules.seeding import stream
 
 QUICK = without_chance(GENERAL)
-Z = torch.from_numpy(norm.ppf((torch.arange(2000).double().numpy() + 0.5) / 2000))
-
-
-def normal(mean: float, deviation: float) -> torch.Tensor:
-    """Scores [2000, 1] without chance."""
-    return (mean + deviation * Z)[:, None]
-
-
-def correlated(shift: float, rho: float, count: int = 512) -> torch.Tensor:
-    """Scores [N, 2] of the specification's two-dimensional data."""
-    steps = torch.arange(count).double()
-    one = torch.from_numpy(norm.ppf(((steps + 0.5) / count).numpy()))
-    other = torch.from_numpy(norm.ppf(((0.5 + 0.6180339887498949 * steps) % 1).numpy()))
-    return torch.stack([shift + 4 * one, 4 * (rho * one + math.sqrt(1 - rho ** 2) * other)], 1)
 
 
 def drawn(count: int, attributes: int, seed: int, deviation: float = 8.0) -> torch.Tensor:
@@ -54,8 +40,7 @@ def drawn(count: int, attributes: int, seed: int, deviation: float = 8.0) -> tor
 
 @pytest.mark.parametrize("settings, within", [(PAPER_PARITY, 1e-4), (replace(PAPER_PARITY, method="binned"), 1e-3)])
 def test_golden_numbers_of_one_attribute(settings, within):
-    for one, other, forward, back in (((0, 4), (1, 4), 29.959707, 29.959707), ((0, 4), (0, 5), 43.342038, 64.283011),
-                                      ((-5, 2), (25, 2), 15927.38, 15927.38)):
+    for (one, other), (forward, back) in SINGLE.items():
         found = sad(normal(*one), normal(*other), settings)
         assert float(found.kl) == pytest.approx(forward, rel=within)
         assert float(found.reverse) == pytest.approx(back, rel=within)
@@ -65,15 +50,16 @@ def test_golden_numbers_of_one_attribute(settings, within):
 @pytest.mark.parametrize("settings, within", [(PAPER_PARITY, 1e-4), (replace(PAPER_PARITY, method="binned"), 1e-3),
                                               (GENERAL, 1e-4)])
 def test_golden_numbers_of_pairs(settings, within):
-    a, b, c, d = correlated(0, 0), correlated(1, 0), correlated(0, 0.5), correlated(0, -0.5)
-    for one, other, wanted in ((a, b, 28.7859), (b, a, 28.7760), (a, c, 229.0675), (c, d, 768.2898)):
-        assert float(pad(one, other, all_pairs(2), settings).kl) == pytest.approx(wanted, rel=within)
+    for (one, other), wanted in PAIRS.items():
+        found = pad(correlated(*one), correlated(*other), all_pairs(2), settings)
+        assert float(found.kl) == pytest.approx(wanted, rel=within)
+    a, c, d = correlated(0, 0), correlated(0, 0.5), correlated(0, -0.5)
     assert float(pad(a, a, all_pairs(2), settings).kl) == 0
     assert sad(c, d, settings).kl.tolist() == pytest.approx([0, 0.104113], abs=1e-4)
 
 
 def test_the_literal_unit_of_the_code_depends_on_points_and_ours_does_not():
-    for nodes, literal in ((1000, 299.3373), (100, 2966.423)):
+    for nodes, literal in LITERAL.items():
         found = float(sad(normal(0, 4), normal(1, 4), replace(PAPER_PARITY, nodes=nodes)).kl)
         assert found * 10_000 / nodes == pytest.approx(literal, rel=1e-4)
     few, many = (float(sad(normal(0, 4), normal(1, 4), replace(GENERAL, nodes=nodes)).kl) for nodes in (1000, 10_000))

@@ -91,7 +91,7 @@ def attribute_report(reference: ImageSet, generated: Mapping[str, ImageSet], rul
                         lambda part, name=name: tick(f"{name}: {part}"))
         comparisons[name] = found
         lines += [report_text(found, name), *notes_on_sets(reference, picked), baseline_line(reference, picked),
-                  *subfolder_lines(reference, picked, ruler, found)]
+                  *subfolder_lines(reference, picked, scores, its_scores, found)]
     sentence = conclusion(next(iter(comparisons.values())), next(iter(comparisons)))
     if len(comparisons) == 2:
         sentence = versus(comparisons)
@@ -157,12 +157,12 @@ def _evenly(features: Tensor) -> Tensor:
         torch.linspace(0, len(features) - 1, NEIGHBOURS).round().long()]
 
 
-def subfolder_lines(reference: ImageSet, generated: ImageSet, ruler: Ruler, found: Comparison) -> list[str]:
-    """SaD of each sub-folder of the generated set, against the reference's of that name if there is one; as `found` was
-    measured. Folders of few pictures are left out.
+def subfolder_lines(reference: ImageSet, generated: ImageSet, scores: Tensor, its_scores: Tensor, found: Comparison
+                    ) -> list[str]:
+    """SaD of each sub-folder of the generated set, against the reference's of that name if there is one; scores as in
+    `found`, and measured as it was. Folders of few pictures are left out.
     """
     its, theirs, told = generated.subfolders, reference.subfolders, []
-    scores, its_scores = ruler.scores(reference.features), ruler.scores(generated.features)
     for name, numbers in its.items():
         if len(numbers) < LEAST_OF_FOLDER:
             continue
