@@ -5,6 +5,7 @@ stay alike. The first one writes checkpoints, samples and text. All see the same
 """
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -62,7 +63,10 @@ class Processes:
 
 
 def launched(device: torch.device) -> Processes:
-    """The processes of this launch, to train on devices like `device`. Raises ValueError without accelerate."""
+    """The processes of this launch, to train on devices like `device`. Raises ValueError without accelerate.
+
+    Their group is left at the end of the process: without that the threads of its connections can abort it.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes()
     try:
@@ -70,7 +74,9 @@ def launched(device: torch.device) -> Processes:
     except ImportError as error:
         raise ValueError("Several processes were launched, for which the package accelerate is needed: "
                          "pip install accelerate (or start one process).") from error
-    return Processes(Accelerator(cpu=device.type == "cpu"))
+    accelerator = Accelerator(cpu=device.type == "cpu")
+    atexit.register(accelerator.end_training)
+    return Processes(accelerator)
 
 
 def launch_settings() -> dict[str, str | int]:
