@@ -59,7 +59,7 @@ def follow(records: Iterable[StepRecord], steps: int, every: int = 50) -> float:
 PARTS = {"vae": "vae", "clip": "clip", "unet": "unet", "lora": "lora", "controlnet": "controlnet", "motion": "motion",
          "harivo": "harivo", "harivo-ablation": "harivo", "guide": "guide", "guide-8": "guide", "guide-4": "guide",
          "guide-negative": "guide", "guide-full": "guide", "web": "lora",
-         "motion-loras": "customize", "ruler": "ruler"}           # the file of each
+         "motion-loras": "customize", "ruler": "ruler", "furry": "furry"}           # the file of each
 
 
 def train_part(part: str, runs: Path) -> Path:
