@@ -14,6 +14,9 @@ class FrozenDiffusion(ComfyExtension):
             customize,
             customize_training,
             demo,
+            furrygan,
+            furrygan_pictures,
+            furrygan_training,
             guide,
             guide_training,
             h_space_injection,
@@ -30,5 +33,5 @@ class FrozenDiffusion(ComfyExtension):
         )
         files = (demo, motion, control, harivo, training, training_options, video, guide, guide_training,
                  customize, customize_training, h_space_inversion, h_space_injection, h_traces, latent_basis,
-                 metrics, rulers)
+                 metrics, rulers, furrygan, furrygan_pictures, furrygan_training)
         return [node for file in files for node in file.NODES]

@@ -1,6 +1,7 @@
-"""The emoji world: faces, animals and food with soft alpha, drawn over sprite world's textures, for FurryGAN.
+"""Close-ups with soft alpha over sprite world's textures, for FurryGAN: of the emoji world, and of sprite world.
 
-The sprites are drawn from the Noto Color Emoji font (SIL OFL 1.1) when they are needed; nothing of it is kept here.
+The emoji world's faces, animals and food are drawn from the Noto Color Emoji font (SIL OFL 1.1) when they are needed;
+nothing of it is kept here. Sprite world has two dozen sprites of its own, and needs no font.
 """
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ..data.images import ImageSettings
 from ..seeding import stream
-from .renderer import background
+from .renderer import atlas, background
 from .world import COLOURS, RGB, TEXTURES
 
 FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")        # Debian's fonts-noto-color-emoji
@@ -27,6 +28,7 @@ RANGES = ((0x1F600, 0x1F637), (0x1F910, 0x1F92F), (0x1F970, 0x1F976),   # faces
 COVERAGE = (0.45, 0.85)         # of its square, of a sprite that is taken
 WANTED = (0.58, 0.72)           # of the frame, of a sprite as it is drawn
 TILE, GRAIN = 128, 0.03
+EMOJI, SPRITE = "emoji world", "sprite world"
 
 
 @functools.cache
@@ -55,6 +57,14 @@ def sprites(font: Path = FONT) -> Tensor:
     return tiles
 
 
+@functools.cache
+def close_sprites() -> Tensor:
+    """[K, 4, 128, 128] as `sprites`, of sprite world."""
+    tiles = atlas()
+    shares = tiles[:, 3].mean((1, 2))
+    return tiles[(shares >= COVERAGE[0]) & (shares <= COVERAGE[1])]
+
+
 def _characters() -> Iterator[str]:
     for first, last in RANGES:
         yield from map(chr, range(first, last + 1))
@@ -62,16 +72,18 @@ def _characters() -> Iterator[str]:
 
 @dataclass(frozen=True)
 class EmojiPictures:
-    """Pictures of the emoji world by number, as an image source; the same number, the same picture.
+    """Pictures of a world by number, as an image source; the same number, the same picture.
 
     Attributes:
         count: how many there are.
         settings: their size.
         first: number of the first; other ranges are other pictures, e.g. held-out ones.
+        world: EMOJI or SPRITE.
     """
     count: int
     settings: ImageSettings
     first: int = 0
+    world: str = EMOJI
 
     def __len__(self) -> int:
         return self.count
@@ -80,13 +92,13 @@ class EmojiPictures:
         return ""
 
     def name(self, index: int) -> str:
-        return f"emoji {self.first + index}"
+        return f"{self.world} {self.first + index}"
 
     def key(self, index: int) -> str:
-        return f"emoji world|{self.first + index}|{self.settings.size}"
+        return f"{self.world}|{self.first + index}|{self.settings.size}"
 
     def report(self) -> str:
-        return f"{self.count} pictures of the emoji world, {self.settings.size}"
+        return f"{self.count} pictures of the {self.world}, {self.settings.size}"
 
     def pixels(self, index: int) -> Tensor:
         """[3, S, S] uint8."""
@@ -95,7 +107,7 @@ class EmojiPictures:
     def drawn(self, index: int) -> tuple[Tensor, Tensor]:
         """(picture [3, S, S] in 0..1, its true alpha [1, S, S])."""
         generator = stream("emoji", self.first + index)
-        tiles, size = sprites(), self.settings.width
+        tiles, size = sprites() if self.world == EMOJI else close_sprites(), self.settings.width
         tile = tiles[int(torch.randint(len(tiles), (), generator=generator))]
         jitter = torch.rand(8, generator=generator)
         low, high = WANTED

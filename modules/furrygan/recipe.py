@@ -26,7 +26,7 @@ class FurryRecipe:
     cap: int = 512                  # channels at low resolutions
     budget: int = 32768             # channels times side, at high ones
     r1: float = 1.0                 # 1 at 256 pixels; 0.1 at 32
-    phi: float = 0.35               # share of a picture that is foreground at least
+    phi: float = 0.35               # share of a picture that is foreground at least; 0: from the pictures
     ramp: int = 5000                # steps until the fine mask counts in full and binarisation little
     flip: bool = True
     dual_fakes: bool = True         # these five are the paper's ingredients
@@ -47,7 +47,7 @@ class FurryRecipe:
         if self.batch_size % 4:
             raise ValueError(f"batch_size is {self.batch_size}; the discriminator compares groups of 4 pictures, so it "
                              "must be a multiple of 4.")
-        if not 0 < self.phi < 1:
+        if not 0 <= self.phi < 1:
             raise ValueError(f"phi is a share from 0 to 1; {self.phi} was given. 0.35 is usual.")
         self.shape()
         self.settings()
@@ -69,3 +69,12 @@ class FurryRecipe:
         """Adam of a network that has a lazy penalty every so many steps: rate and memory are a little smaller."""
         share = lazy / (lazy + 1)
         return OptimizerSettings(lr=self.learning_rate * share, betas=(0.0, 0.99 ** share), weight_decay=0.0)
+
+
+def recipe_for(size: int, channels: int, steps: int, **more) -> FurryRecipe:
+    """A recipe whose widths, penalty and ramp follow from size, channels (512 is official) and length of the run.
+
+    R1 goes with the number of pixels, 1 at 256; the ramp is a fifth of a short run (section 8.1).
+    """
+    return FurryRecipe(steps=steps, size=size, style=max(128, channels), cap=channels, budget=64 * channels,
+                       r1=max(0.1, (size / 256) ** 2), ramp=max(1, min(5000, steps // 5)), **more)

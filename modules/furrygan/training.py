@@ -1,17 +1,21 @@
 """Training a FurryGAN: pictures in, generator and discriminator out. See `training/subject.py` for the form."""
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from ..data.images import ImageSource
 from ..seeding import batch_indices, seed_for, stream
+from ..training.driver import Driver
 from ..training.ema import MovingAverage, copy_weights
+from ..training.loop import StepRecord
 from ..training.updates import Update
 from . import losses
+from .coverage import LOOKED_AT, suggested_phi
 from .discriminator import Discriminator
 from .files import FurryFile
 from .networks import Generator, Layers, NoiseMaps
@@ -19,7 +23,8 @@ from .recipe import EVERY_OTHER, LAZY_PATH, LAZY_R1, FurryRecipe
 
 GREY = 0.5              # behind what is transparent in a training picture
 SHOWN = 8               # codes of a sample, a column each
-GUARDED = (500, 1000, 2000)         # steps after which the masks' orientation is looked at
+GUARDED, JUDGED = (500, 1000, 2000), 16     # steps after which the orientation of so many masks is looked at
+ATTEMPTS = 3            # with other seeds, where masks come out inverted
 MEAN_OF = 4096          # mapped latents of the means
 LEAST = 64              # pictures
 
@@ -39,25 +44,58 @@ class Pictures:
 class FurrySubject:
     """A FurryGAN as the subject of a training.
 
-    Args: pictures of the recipe's size; device of the networks; how many processes train together.
-    Raises ValueError for too few pictures, or such of another size.
+    Args: pictures of the recipe's size; device of the networks; how many processes train together; a FurryGAN to
+    start from.
+    Raises ValueError for too few pictures, such of another size, all the same one, or a start that does not fit.
+
+    Attributes:
+        notes: what was decided for the user, in sentences.
     """
 
-    assumed: Mapping[str, str] = {}
+    assumed: Mapping[str, str] = {"attempt": "0", "start": ""}
     current_key = str
     memory = None
 
     def __init__(self, source: ImageSource, recipe: FurryRecipe, device: torch.device | str = "cpu",
-                 processes: int = 1):
+                 processes: int = 1, start: FurryFile | None = None):
         if len(source) < LEAST:
             raise ValueError(f"There are {len(source)} pictures; a GAN needs {LEAST} at least, thousands to be good.")
         if (source.settings.width, source.settings.height) != (recipe.size, recipe.size):
             raise ValueError(f"The pictures are {source.settings.size}; this training wants "
                              f"{recipe.size}x{recipe.size}.")
-        self.source, self.recipe, self.device = source, recipe, torch.device(device)
-        self.settings, self.sample_every = recipe.settings(), recipe.sample_every
-        self.weights, self.shape = recipe.mask_weights(), recipe.shape()
+        self.source, self.device, self.start, self.notes = source, torch.device(device), start, []
+        self._look_at_pictures(recipe)
+        self.sample_every, self.shape = recipe.sample_every, recipe.shape()
+        if start is not None:
+            self._check_start(start)
         self.draws = recipe.accumulate * processes          # of a step
+
+    def _look_at_pictures(self, recipe: FurryRecipe) -> None:
+        count = len(self.source)
+        chosen = [self.source.pixels(number * count // LOOKED_AT) for number in range(min(count, LOOKED_AT))]
+        if all(picture.shape == chosen[0].shape and bool((picture == chosen[0]).all()) for picture in chosen):
+            raise ValueError(f"All {len(chosen)} pictures that were looked at are the same one; a GAN learns from "
+                             "thousands of different ones.")
+        if recipe.phi == 0:
+            phi, told = suggested_phi(picture.float() / 255 for picture in chosen)
+            recipe = replace(recipe, phi=phi)
+            self.notes.append(told)
+        self.weights = recipe.mask_weights()
+        self.first_seed, self.recipe = recipe.seed, recipe
+        self.attempt_with(0)
+
+    def _check_start(self, start: FurryFile) -> None:
+        if start.discriminator is None:
+            raise ValueError("The FurryGAN to start from has no discriminator: files that hold the averaged generator "
+                             "only are for generating. Train from a file that was saved with it.")
+        if start.shape != self.shape:
+            raise ValueError(f"The FurryGAN to start from is {start.shape}; this training is {self.shape}. Give the "
+                             "training those sizes.")
+
+    def attempt_with(self, attempt: int) -> None:
+        """Take the seed of an attempt, 0 being the first."""
+        self.attempt, self.recipe = attempt, replace(self.recipe, seed=self.first_seed + attempt)
+        self.settings = self.recipe.settings()
 
     def encode(self, share: tuple[int, int] = (0, 1)) -> Iterator[tuple[int, int]]:
         """Nothing is kept on disk."""
@@ -68,6 +106,9 @@ class FurrySubject:
         with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for("furrygan", self.recipe.seed))
             networks = {"generator": Generator(self.shape), "discriminator": Discriminator(self.shape)}
+            if self.start is not None:
+                for name, network in networks.items():
+                    network.load_state_dict({key: value.float() for key, value in getattr(self.start, name).items()})
             self.trained = nn.ModuleDict(networks).to(self.device)
             self.ema = MovingAverage(self.trained, self.recipe.ema, warmup=False)
 
@@ -147,7 +188,8 @@ class FurrySubject:
             if recipe.participation:
                 total = total + losses.participation_loss(layers)
         if step in GUARDED:
-            check_orientation(layers.mask.detach(), step)
+            with torch.no_grad():       # the same codes in every process, so that all stop or none
+                check_orientation(self.layers(stream("furry guard", step), step, JUDGED).mask, step)
         unsure = torch.minimum(layers.mask, 1 - layers.mask).mean()
         return total, {"mask": float(layers.mask.detach().mean()), "unsure": float(unsure.detach())}
 
@@ -158,12 +200,15 @@ class FurrySubject:
         return 1.0
 
     def provenance(self, then: Mapping[str, str]) -> dict[str, str]:
-        """The pictures and everything of the recipe that shapes the networks and losses."""
+        """The pictures and everything of the recipe that shapes the networks and losses; takes up `then`'s attempt."""
+        self.attempt_with(int(then.get("attempt", self.attempt)))
         recipe = self.recipe
         told = {name: str(getattr(recipe, name)) for name in (
             "size", "style", "cap", "budget", "batch_size", "r1", "phi", "ramp", "flip", "dual_fakes", "prediction",
             "participation", "area", "fine")}
-        return told | {"pictures": str(len(self.source)), "first": self.source.key(0)}
+        start = "" if self.start is None else digest_of(self.start.generator)
+        return told | {"pictures": str(len(self.source)), "first": self.source.key(0), "attempt": str(self.attempt),
+                       "start": start}
 
     def averaged(self) -> Generator:
         """The generator with the averaged weights."""
@@ -190,6 +235,34 @@ class FurrySubject:
                  for key, weight in self.ema.weights.items() if key.startswith("discriminator.")}
         return FurryFile(self.shape, {key: value.cpu() for key, value in network.state_dict().items()}, judge,
                          latent_means(network), {"name": name, "steps": str(steps), **self.provenance({})})
+
+
+class GuardedTraining(Driver):
+    """A training that begins anew with another seed, twice at most, if its masks come out inverted."""
+
+    def records(self) -> Iterator[StepRecord]:
+        """See `Training`. Raises InvertedMaskError when the last attempt failed too."""
+        subject = self.subject
+        while True:
+            try:
+                yield from super().records()
+                return
+            except InvertedMaskError as error:
+                if subject.attempt + 1 == ATTEMPTS:
+                    raise
+                subject.notes.append(f"{error} It began anew with seed {subject.recipe.seed + 1}.")
+                if self.checkpoint is not None and self.checkpoint.exists() and self.processes.is_first:
+                    self.checkpoint.replace(self.checkpoint.with_suffix(".inverted.safetensors"))
+                self.processes.wait()
+                subject.attempt_with(subject.attempt + 1)
+
+
+def digest_of(state: Mapping[str, Tensor]) -> str:
+    """A name of weights: other weights, another name."""
+    digest = hashlib.blake2b(digest_size=8)
+    for key in sorted(state):
+        digest.update(state[key].float().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def latent_means(network: Generator) -> tuple[Tensor, Tensor]:

@@ -37,9 +37,10 @@ def guarded(train: Callable[[], None]) -> int:
     return 0
 
 
-def train_to_file(subject: Subject, out: Path, resume: bool, together: Processes, write: Callable[[Any], None]) -> None:
+def train_to_file(subject: Subject, out: Path, resume: bool, together: Processes, write: Callable[[Any], None],
+                  driver: type[Driver] = Driver) -> None:
     """Train a subject, with its checkpoint and samples beside `out`, and `write` what comes out."""
-    training = Driver(subject, out.with_suffix(".training.safetensors"), resume, together)
+    training = driver(subject, out.with_suffix(".training.safetensors"), resume, together)
     train(training, out.with_suffix(""), together.is_first)
     if together.is_first:
         write(training.result())

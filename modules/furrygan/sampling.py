@@ -1,0 +1,137 @@
+"""From seeds to layers: latents, truncation, row mixing, and a mask that is fit to be saved.
+
+Pictures are in -1..1 inside and in 0..1 in what leaves. The same seed and index give the same picture in any batch.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from ..seeding import stream
+from .networks import Generator, Layers, NoiseMaps, Shape, truncated
+
+SNAP = 1 / 512          # masks this near 1 are 1: pictures are cut off, not rounded, when they are saved
+SPECK, SEEN = 3, 0.1    # pixels of the smallest region that stays, and what counts as one
+CHUNK = 8               # pictures at once
+ROWS = {"none": (0, 0), "pose and shape": (0, 3), "middle": (3, 7), "colour and texture": (7, -1),
+        "last row": (-1, None)}     # of W+, in parts: 4 and 8, 16 and 32, finer, colours and masks
+
+Means = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Styles:
+    """What B pictures are made of.
+
+    Attributes:
+        foreground, background: W+ [B, rows, D_fg], [B, rows, D_bg], on the CPU.
+        noise: (seed, index) that each picture's noise is drawn of.
+    """
+    foreground: Tensor
+    background: Tensor
+    noise: Sequence[tuple[int, int]]
+
+    def __len__(self) -> int:
+        return len(self.noise)
+
+    def part(self, start: int, stop: int) -> Styles:
+        return Styles(self.foreground[start:stop], self.background[start:stop], self.noise[start:stop])
+
+
+@dataclass(frozen=True)
+class Cutouts:
+    """Layers as pictures: foreground, background, composite [B, S, S, 3] in 0..1, mask [B, S, S], 1 = foreground."""
+
+    foreground: Tensor
+    background: Tensor
+    composite: Tensor
+    mask: Tensor
+
+    @property
+    def rgba(self) -> Tensor:
+        """[B, S, S, 4], straight alpha: colours are not multiplied by it."""
+        return torch.cat([self.foreground, self.mask[..., None]], -1)
+
+
+def latents(shape: Shape, seed: int, indices: Sequence[int]) -> Tensor:
+    """z [B, D_fg]: picture `index` of a seed is the same in any batch."""
+    return torch.stack([torch.randn(shape.foreground, generator=stream("furry style", seed, index))
+                        for index in indices])
+
+
+@torch.no_grad()
+def draw_styles(network: Generator, means: Means, seed: int, indices: Sequence[int],
+               psi: tuple[float, float] = (0.7, 0.7), background_seed: int | None = None) -> Styles:
+    """The styles of pictures of a seed; psi of foreground and background, 1 as trained, 0 the mean of all.
+
+    With a background seed the background is drawn by itself, else it is the one that belongs to the foreground.
+    Raises ValueError for a negative psi.
+    """
+    device = network.to_fg.bias.device
+    w, w_bg = network.split(latents(network.shape, seed, indices).to(device))
+    if background_seed is not None:
+        w_bg = network.split(latents(network.shape, background_seed, indices).to(device))[1]
+    rows = network.shape.rows
+    parts = [truncated(part, mean.to(device), amount)[:, None].expand(-1, rows, -1).contiguous().cpu()
+             for part, mean, amount in zip((w, w_bg), means, psi, strict=True)]
+    return Styles(*parts, [(seed, index) for index in indices])
+
+
+def mixed(styles: Styles, other: Styles, rows: str) -> Styles:
+    """`styles` with some rows of `other`'s foregrounds, one of ROWS."""
+    start, stop = ROWS[rows]
+    foreground = styles.foreground.clone()
+    foreground[:, start:stop] = other.foreground[:, start:stop]
+    return replace(styles, foreground=foreground)
+
+
+def noise_of(shape: Shape, styles: Styles, device: torch.device) -> NoiseMaps:
+    """The noise of each picture, drawn on the CPU."""
+    return NoiseMaps.drawn(shape, [stream("furry noise", *names) for names in styles.noise], device)
+
+
+@torch.no_grad()
+def render(network: Generator, styles: Styles, device: torch.device, despeckle: bool = True) -> Iterator[Cutouts]:
+    """Layers of some pictures after another, in float32."""
+    for start in range(0, len(styles), CHUNK):
+        part = styles.part(start, start + CHUNK)
+        layers = network(part.foreground.to(device), part.background.to(device), noise_of(network.shape, part, device))
+        yield cut_out(layers, despeckle)
+
+
+def cut_out(layers: Layers, despeckle: bool = True) -> Cutouts:
+    """Layers as pictures. Composites are put together of the mask that comes out."""
+    mask = clean_mask(layers.mask, layers.coarse) if despeckle else layers.mask
+    mask = torch.where(mask > 1 - SNAP, 1.0, mask)
+    layers = replace(layers, mask=mask)
+    pictures = [((part.float() + 1) / 2).clamp(0, 1).movedim(1, -1).cpu()
+                for part in (layers.foreground, layers.background, layers.composite)]
+    return Cutouts(*pictures, mask[:, 0].float().cpu())
+
+
+def joined(parts: Sequence[Cutouts]) -> Cutouts:
+    """One after another."""
+    return Cutouts(*[torch.cat([getattr(part, name) for part in parts])
+                     for name in ("foreground", "background", "composite", "mask")])
+
+
+def clean_mask(mask: Tensor, coarse: Tensor) -> Tensor:
+    """Masks [B, 1, S, S] without what the fine mask adds in regions of one or two pixels apart from the coarse one.
+
+    The fine mask is 1 somewhere by construction, often at a single pixel.
+    """
+    cleaned = mask.clone()
+    for picture, rough in zip(cleaned[:, 0], coarse[:, 0], strict=True):
+        labels, count = ndimage.label((picture > SEEN).cpu().numpy(), structure=np.ones((3, 3)))
+        numbers = np.arange(1, count + 1)
+        sizes = ndimage.sum_labels(np.ones_like(labels), labels, numbers)
+        held = ndimage.maximum((rough > 0.5).cpu().numpy(), labels, numbers)
+        specks = numbers[(np.asarray(sizes) < SPECK) & ~np.asarray(held, dtype=bool)]
+        small = torch.from_numpy(np.isin(labels, specks)).to(mask.device)
+        picture[small] = rough[small]
+    return cleaned
