@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 import tempfile
@@ -18,13 +19,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from frozen_diffusion.modules.demo.renderer import FRAMES
 from frozen_diffusion.modules.demo.world import Scene
 from frozen_diffusion.modules.host.boot import PACK, boot_comfyui
 from frozen_diffusion.modules.pictures.frame_sheet import to_image
-from frozen_diffusion.modules.pictures.plot import line_plot
 
 from .server import Server
 from .templates import TEMPLATES, named
@@ -124,14 +124,33 @@ def make_edits(names: Sequence[str] = tuple(EDITS)) -> None:
                 print(DOCS / f"{picture}.webp", flush=True)
 
 
+GUIDANCE = {"1": "#2a6fdb", "2": "#2e9e4f", "5": "#d1342f"}       # colours of cfg
+
+
 def make_metrics_model(file: Path) -> None:
     """SaD of each setting of the base over the oracle's error."""
     rows = json.loads(file.read_text().splitlines()[-1])["context"]["rows"]
-    points = {name: [(row["error"], row["sad"])] for name, row in rows.items()}
-    plot = line_plot(points, "mean SaD of a setting (upwards) over the share of attributes that the oracle sees wrong",
-                     "", 1150, 420)
+    plot, font = Image.new("RGB", (760, 420), "white"), ImageFont.load_default(14)
+    pen = ImageDraw.Draw(plot)
+    for share in (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2):
+        pen.text((_across(share), 400), f"{share:.1%}", fill="#222222", font=font, anchor="mm")
+        pen.line((_across(share), 50, _across(share), 385), fill="#eeeeee")
+    for height in (0, 25, 50, 75, 100):
+        pen.text((50, 385 - 3.2 * height), str(height), fill="#222222", font=font, anchor="rm")
+        pen.line((60, 385 - 3.2 * height, 740, 385 - 3.2 * height), fill="#dddddd")
+    pen.text((20, 12), "SaD of nine samplings (upwards) over the share of attributes that are really wrong",
+             fill="#222222", font=font)
+    for name, row in rows.items():
+        x, y = _across(row["error"]), 385 - 3.2 * row["sad"]
+        colour, lower = GUIDANCE[name.split()[-1]], {"4": -22, "8": -8, "25": 6}[name.split()[0]]
+        pen.ellipse((x - 5, y - 5, x + 5, y + 5), fill=colour)
+        pen.text((x + 9, y + lower), name, fill=colour, font=font, anchor="lm" if x < 600 else "mb")
     plot.save(DOCS / "metrics_model.webp", quality=90, method=6)
     print(DOCS / "metrics_model.webp")
+
+
+def _across(error: float) -> float:
+    return 80 + 640 * math.log(error / 0.0015) / math.log(0.3 / 0.0015)
 
 
 def make_training() -> None:
