@@ -13,11 +13,16 @@ from frozen_diffusion.modules.pictures.frame_sheet import to_image
 WORDS = "Sprites:\na dog\na cat\na car\nColours:\na red background\na blue background\na green background"
 
 
+def pictures(count: int, seed: int = 0) -> Tensor:
+    """True pictures of sprite world, [count, H, W, 3]."""
+    return drawn_scenes(count, seed)[1]
+
+
 def write_pictures(folder: Path, count: int, seed: int = 0, ending: str = "png") -> list[Path]:
     """True pictures of sprite world as files p_0.png, p_1.png, ..."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"p_{number}.{ending}" for number in range(count)]
-    for path, picture in zip(paths, drawn_scenes(count, seed)[1], strict=True):
+    for path, picture in zip(paths, pictures(count, seed), strict=True):
         to_image(picture).save(path)
     return paths
 

@@ -11,7 +11,7 @@ from bench.guide_proofs import passes
 
 from frozen_diffusion.modules.metrics.hcs import TEMPLATED, hcs, text_directions
 
-UNIT, HOST = "tests/unit/test_metrics.py", "tests/host/test_metrics.py"
+UNIT, HOST = "tests/unit/test_metrics.py", "tests/host/test_metrics_sets.py"
 ITEMS = {
     "zero sum, and antisymmetry of two": [UNIT, "zero_sum"],
     "scale and common shift": [UNIT, "common_shift"],
