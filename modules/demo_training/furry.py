@@ -9,8 +9,7 @@ from ..data.images import ImageSettings
 from ..demo.emoji import EmojiPictures
 from ..furrygan.files import furry_tensors
 from ..furrygan.recipe import FurryRecipe
-from ..furrygan.training import FurrySubject
-from ..training.driver import Driver
+from ..furrygan.training import FurrySubject, GuardedTraining
 from .parts import follow, publish
 
 NAME, PICTURES = "sprite_furry", 11_000
@@ -22,7 +21,7 @@ def train_furry(runs: Path) -> Path:
     """It resumes from runs/sprite_furry.safetensors, and leaves its samples beside it."""
     from ..host.train_command import show
     subject = FurrySubject(EmojiPictures(PICTURES, ImageSettings(RECIPE.size, RECIPE.size)), RECIPE)
-    driver = Driver(subject, runs / f"{NAME}.safetensors")
+    driver = GuardedTraining(subject, runs / f"{NAME}.safetensors")
     with torch.inference_mode():
         def shown():
             for record in driver.records():

@@ -54,9 +54,11 @@ def as_hint(mask: Tensor) -> Tensor:
     return F.interpolate(mask, HINT, mode="bilinear")
 
 
-def prediction_loss(mask: Tensor, of_composite: Tensor, of_foreground: Tensor) -> Tensor:
-    """Equation 4: the discriminator's masks of a composite and of its foreground are the generator's."""
+def prediction_loss(mask: Tensor, of_composite: Tensor, of_foreground: Tensor | None = None) -> Tensor:
+    """Equation 4: the discriminator's masks of a composite, and of its foreground if given, are the generator's."""
     wanted = as_hint(mask)
+    if of_foreground is None:
+        return F.mse_loss(of_composite, wanted)
     return (F.mse_loss(of_composite, wanted) + F.mse_loss(of_foreground, wanted)) / 2
 
 
@@ -77,8 +79,13 @@ def fine_loss(fine: Tensor, weights: MaskWeights) -> Tensor:
     return weights.fine * (fine.mean((1, 2, 3)) - FINE_AREA).relu().mean()
 
 
-def participation_loss(layers: Layers) -> Tensor:
-    """Equation 10: the background is like the composite, so it takes part, and the mask falls where both differ."""
+def participation_loss(layers: Layers, stop: bool = True) -> Tensor:
+    """Equation 10: the background is like the composite, so it takes part, and the mask falls where both differ.
+
+    stop: no gradient through the colours of the composite, as in the code.
+    """
+    if not stop:
+        return F.mse_loss(layers.composite, layers.background)
     composite = layers.mask * layers.foreground.detach() + (1 - layers.mask) * layers.background.detach()
     return F.mse_loss(composite, layers.background)
 

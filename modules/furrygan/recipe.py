@@ -8,6 +8,7 @@ from ..training.updates import OptimizerSettings
 from .losses import MaskWeights
 from .networks import Shape
 
+CODE, PAPER = "code", "paper"       # losses: of the official code, or as the paper writes them (section 2.9)
 LAZY_R1, LAZY_PATH = 16, 4          # steps between penalties: of the gradient, and of StyleGAN2's path length
 EVERY_OTHER = 2                     # steps between two of consistency and participation
 DECAY = 0.5 ** (32 / 10_000)        # of the average, a step
@@ -34,6 +35,7 @@ class FurryRecipe:
     participation: bool = True
     area: bool = True
     fine: bool = True
+    losses: str = CODE              # or PAPER
     ema: float = DECAY
     precision: str = "fp32"
     checkpoint_every: int = 500
@@ -47,6 +49,8 @@ class FurryRecipe:
         if self.batch_size % 4:
             raise ValueError(f"batch_size is {self.batch_size}; the discriminator compares groups of 4 pictures, so it "
                              "must be a multiple of 4.")
+        if self.losses not in (CODE, PAPER):
+            raise ValueError(f"losses must be {CODE} or {PAPER}; {self.losses!r} was given.")
         if not 0 <= self.phi < 1:
             raise ValueError(f"phi is a share from 0 to 1; {self.phi} was given. 0.35 is usual.")
         self.shape()

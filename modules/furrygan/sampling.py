@@ -17,7 +17,7 @@ from .networks import Generator, Layers, NoiseMaps, Shape, truncated
 
 SNAP = 1 / 512          # masks this near 1 are 1: pictures are cut off, not rounded, when they are saved
 SPECK, SEEN = 3, 0.1    # pixels of the smallest region that stays, and what counts as one
-CHUNK = 8               # pictures at once
+AT_ONCE = 8 * 256 ** 2  # pixels
 ROWS = {"none": (0, 0), "pose and shape": (0, 3), "middle": (3, 7), "colour and texture": (7, -1),
         "last row": (-1, None)}     # of W+, in parts: 4 and 8, 16 and 32, finer, colours and masks
 
@@ -98,8 +98,9 @@ def noise_of(shape: Shape, styles: Styles, device: torch.device) -> NoiseMaps:
 @torch.no_grad()
 def render(network: Generator, styles: Styles, device: torch.device, despeckle: bool = True) -> Iterator[Cutouts]:
     """Layers of some pictures after another, in float32."""
-    for start in range(0, len(styles), CHUNK):
-        part = styles.part(start, start + CHUNK)
+    count = min(64, max(1, AT_ONCE // network.shape.size ** 2))
+    for start in range(0, len(styles), count):
+        part = styles.part(start, start + count)
         layers = network(part.foreground.to(device), part.background.to(device), noise_of(network.shape, part, device))
         yield cut_out(layers, despeckle)
 

@@ -19,7 +19,7 @@ from .coverage import LOOKED_AT, suggested_phi
 from .discriminator import Discriminator
 from .files import FurryFile
 from .networks import Generator, Layers, NoiseMaps
-from .recipe import EVERY_OTHER, LAZY_PATH, LAZY_R1, FurryRecipe
+from .recipe import CODE, EVERY_OTHER, LAZY_PATH, LAZY_R1, FurryRecipe
 
 GREY = 0.5              # behind what is transparent in a training picture
 SHOWN = 8               # codes of a sample, a column each
@@ -52,7 +52,7 @@ class FurrySubject:
         notes: what was decided for the user, in sentences.
     """
 
-    assumed: Mapping[str, str] = {"attempt": "0", "start": ""}
+    assumed: Mapping[str, str] = {"attempt": "0", "start": "", "losses": CODE}
     current_key = str
     memory = None
 
@@ -80,7 +80,9 @@ class FurrySubject:
             phi, told = suggested_phi(picture.float() / 255 for picture in chosen)
             recipe = replace(recipe, phi=phi)
             self.notes.append(told)
-        self.weights = recipe.mask_weights()
+        if any(len(picture) == 4 and int(picture[3].min()) < 255 for picture in chosen):
+            self.notes.append("Transparent pictures stand before grey.")
+        self.weights, self.as_code = recipe.mask_weights(), recipe.losses == CODE
         self.first_seed, self.recipe = recipe.seed, recipe
         self.attempt_with(0)
 
@@ -159,7 +161,8 @@ class FurrySubject:
         total = losses.discriminator_loss(real, found)
         if self.recipe.prediction:
             of_composite = discriminator.mask_of([part[:half] for part in features])
-            of_foreground = discriminator.mask_of(discriminator.features(layers.foreground[:half]))
+            of_foreground = (discriminator.mask_of(discriminator.features(layers.foreground[:half]))
+                             if self.as_code else None)
             total = total + losses.prediction_loss(layers.mask[:half], of_composite, of_foreground)
         return total, {"real": float(real.detach().mean()), "fake": float(found.detach().mean())}
 
@@ -177,16 +180,17 @@ class FurrySubject:
         features = discriminator.features(self.fakes(layers))
         total = losses.generator_loss(discriminator.judge(features[-1]))
         binary = losses.ramped(step, recipe.ramp, *losses.BINARY)
-        total = total + losses.coarse_loss(layers.coarse, self.weights, binary)
+        weights = self.weights if self.as_code else replace(self.weights, area=binary * recipe.area)
+        total = total + losses.coarse_loss(layers.coarse, weights, binary)
         total = total + losses.fine_loss(layers.fine, self.weights)
-        if step % EVERY_OTHER == 0:
+        if step % EVERY_OTHER == 0 or not self.as_code:
             if recipe.prediction:
                 with torch.no_grad():
                     of_foreground = discriminator.mask_of(discriminator.features(layers.foreground[:half]))
                 of_composite = discriminator.mask_of([part[:half] for part in features])
                 total = total + losses.consistency_loss(of_foreground, of_composite)
             if recipe.participation:
-                total = total + losses.participation_loss(layers)
+                total = total + losses.participation_loss(layers, self.as_code)
         if step in GUARDED:
             with torch.no_grad():       # the same codes in every process, so that all stop or none
                 check_orientation(self.layers(stream("furry guard", step), step, JUDGED).mask, step)
@@ -205,7 +209,7 @@ class FurrySubject:
         recipe = self.recipe
         told = {name: str(getattr(recipe, name)) for name in (
             "size", "style", "cap", "budget", "batch_size", "r1", "phi", "ramp", "flip", "dual_fakes", "prediction",
-            "participation", "area", "fine")}
+            "participation", "area", "fine", "losses")}
         start = "" if self.start is None else digest_of(self.start.generator)
         return told | {"pictures": str(len(self.source)), "first": self.source.key(0), "attempt": str(self.attempt),
                        "start": start}

@@ -86,6 +86,14 @@ def reduced(name: str, object_info: Mapping) -> dict:
                 inputs |= {"source": "text below", "text": "a dog, a cat, a red background, a blue background"}
             case "FrozenAttributeReport":
                 inputs["chance"] = False
+            case "FrozenTrainFurryGAN":
+                inputs |= {"steps": 2, "sample_every": 0, "channels": 16, "batch_size": 4}
+            case "FrozenForegroundFromImage":
+                inputs["steps"] = 10
+            case "FrozenForegroundWalk":
+                inputs["frames"] = 4
+            case "FrozenSegmentationPairs":
+                inputs["count"] = 4
             case "FrozenTrainMotionModule":
                 inputs |= {"steps": 2, "sample_every": 0, "trs_from": 0, "accumulate": 1}
             case "FrozenTrainGuideModel":

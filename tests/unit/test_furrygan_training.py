@@ -9,12 +9,14 @@ import torch
 from frozen_diffusion.modules.data.images import ImageSettings
 from frozen_diffusion.modules.demo import emoji
 from frozen_diffusion.modules.demo.emoji import EmojiPictures
+from frozen_diffusion.modules.furrygan.losses import participation_loss
 from frozen_diffusion.modules.furrygan.networks import Generator, NoiseMaps
 from frozen_diffusion.modules.furrygan.recipe import DECAY, FurryRecipe
 from frozen_diffusion.modules.furrygan.training import (
     GUARDED,
     FurrySubject,
     InvertedMaskError,
+    Pictures,
     check_orientation,
     latent_means,
 )
@@ -81,6 +83,25 @@ def test_a_resumed_training_is_the_uninterrupted_one(tmp_path):
     for name, weight in whole.subject.trained.state_dict().items():
         assert torch.equal(weight, resumed.subject.trained.state_dict()[name]), name
     assert torch.equal(whole.sample(), resumed.sample())
+
+
+def test_the_papers_losses_are_a_switch():
+    """Area falls with binarisation, both other terms every step, no stopped gradient (section 2.9)."""
+    code, paper = (FurrySubject(Squares(), replace(RECIPE, losses=losses)) for losses in ("code", "paper"))
+    for subject in (code, paper):
+        subject.prepare()
+    step_1 = [subject.make(Pictures(1, subject.batch(0).real), stream("m"))[0] for subject in (code, paper)]
+    assert not torch.isclose(*step_1)
+    layers = code.layers(stream("m"), 1, 4)
+    plain = torch.nn.functional.mse_loss(layers.composite, layers.background)
+    assert torch.isclose(participation_loss(layers, stop=False), plain)
+    network = code.trained["generator"]
+    for stop, reached in ((True, False), (False, True)):
+        network.zero_grad()
+        participation_loss(code.layers(stream("m"), 1, 4), stop).backward()
+        assert (network.to_fg.bias.grad is not None and bool(network.to_fg.bias.grad.any())) == reached
+    with pytest.raises(ValueError, match="losses must be code or paper"):
+        replace(RECIPE, losses="both")
 
 
 @pytest.mark.parametrize("switch", ["dual_fakes", "prediction", "participation", "area", "fine"])

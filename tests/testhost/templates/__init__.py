@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import customize, guide, h_space, harivo, latent_basis, metrics, video
+from . import customize, furrygan, guide, h_space, harivo, latent_basis, metrics, video
 
 # Each chapter begins at a number of tens: a method, from the first thing to try to the last, its training at the end.
-# What a person sees, in file names and as titles in the page, is NUMBER_FUNCTION. Numbers that were given stay; the
-# free ones are for templates to come: 70 foregrounds.
+# What a person sees, in file names and as titles in the page, is NUMBER_FUNCTION. Numbers that were given stay.
 CHAPTERS = {
     "Video": {1: video.text_to_image, 2: video.text_to_video, 3: video.text_to_video_style_lora,
               4: video.animatediff_own_checkpoint, 5: video.controlnet_frames, 6: video.long_clip_context_windows,
@@ -29,6 +28,9 @@ CHAPTERS = {
                      52: latent_basis.latent_basis_prompt_slider},
     "Metrics": {60: metrics.attribute_report, 61: metrics.lora_drift, 62: metrics.clip_attributes,
                 63: metrics.two_folders},
+    "FurryGAN": {70: furrygan.cut_outs, 71: furrygan.walking_loop, 72: furrygan.image_to_alpha,
+                 73: furrygan.foreground_over_picture, 74: furrygan.foreground_sliders, 75: furrygan.segmentation_pairs,
+                 78: furrygan.train_furrygan},
 }
 REPORTS = {         # the output of each node that is a report in words, or the path of a file that was written
     "FrozenApplyMotionLoRA": 1, "FrozenAttributeReport": 1, "FrozenAttributes": 1, "FrozenEditPurity": 1, "FrozenLoadRuler": 1,
@@ -36,9 +38,11 @@ REPORTS = {         # the output of each node that is a report in words, or the 
     "FrozenClipDoctor": 1, "FrozenClipReport": 1, "FrozenConvertLoRA": 0, "FrozenLoadMotionLoRA": 1,
     "FrozenSaveMotionLoRA": 0, "FrozenTrainAbsorber": 3, "FrozenTrainMotionLoRA": 3,
     "FrozenComputeLatentBasis": 2, "FrozenEditAlongBasis": 1, "FrozenGuideReport": 1, "FrozenImageSet": 1, "FrozenInvertDDIM": 4,
-    "FrozenLoadGuideModel": 1, "FrozenLoadMotionModule": 1, "FrozenPromptDirection": 1, "FrozenSaveBasis": 0,
+    "FrozenForegroundFromImage": 6, "FrozenGenerateForeground": 6, "FrozenLoadFurryGAN": 1, "FrozenSaveFurryGAN": 0,
+    "FrozenSegmentationPairs": 0, "FrozenTrainFurryGAN": 3, "FrozenLoadGuideModel": 1, "FrozenLoadMotionModule": 1, "FrozenPromptDirection": 1, "FrozenSaveBasis": 0,
     "FrozenSaveGuideModel": 0, "FrozenSaveHTrace": 0, "FrozenSaveMotionModule": 0, "FrozenTransportBasis": 2}
-LOADERS = {"FrozenLoadGuideModel": "guide_file", "FrozenLoadMotionModule": "motion_file"}   # what they load
+LOADERS = {"FrozenLoadFurryGAN": "furrygan_file", "FrozenLoadGuideModel": "guide_file",
+           "FrozenLoadMotionModule": "motion_file"}        # what they load
 TEMPLATES = {f"{number:02d}_{make.__name__}": make for chapter in CHAPTERS.values() for number, make in chapter.items()}
 
 
