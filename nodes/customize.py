@@ -39,7 +39,7 @@ class FrozenLoadMotionLoRA(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FrozenLoadMotionLoRA",
-            display_name="Load Motion LoRA",
+            display_name="Load Motion LoRA (Camera Moves)",
             category="frozen/customize",
             description="Puts a motion LoRA on a motion module: AnimateDiff's camera LoRAs, those of MotionDirector "
                         "nodes and of diffusers, and those trained with this pack. Several of them in a row add up.",

@@ -116,7 +116,7 @@ class FrozenGenerateForeground(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FrozenGenerateForeground",
-            display_name="Generate Foreground",
+            display_name="Generate Foreground (Cut Out)",
             category="frozen/furrygan",
             description="Draws subjects that are already cut out, with soft edges. Picture k of a seed is the same in "
                         "any batch.",
@@ -167,7 +167,7 @@ class FrozenForegroundWalk(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FrozenForegroundWalk",
-            display_name="Foreground Walk",
+            display_name="Foreground Walk (Transparent Loop)",
             category="frozen/furrygan",
             description="Frames of a closed loop through several subjects; colours and alpha change together. Save "
                         "rgba with Save Animated WEBP.",

@@ -13,7 +13,7 @@ class FrozenForegroundFromImage(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FrozenForegroundFromImage",
-            display_name="Foreground from Image",
+            display_name="Foreground from Image (Alpha Matte)",
             category="frozen/furrygan",
             description="Searches the styles with which the generator draws your picture; their mask cuts it out. It "
                         "works for pictures like those it was trained on, and says when it does not. A reconstruction: "

@@ -44,7 +44,7 @@ class FrozenApplyGuideModel(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FrozenApplyGuideModel",
-            display_name="Apply Guide Model (Faster CFG)",
+            display_name="Apply Guide Model (Faster CFG Guidance)",
             category="frozen/guidance",
             description="One pass a step instead of CFG's two: the sampler's cfg keeps its meaning, a small network "
                         "does the work of the second pass. Works on every fine-tune and LoRA of the guide's base.",

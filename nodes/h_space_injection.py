@@ -35,7 +35,7 @@ class FrozenHSpaceInjectionSampler(io.ComfyNode):
         paper = InjectionSettings()
         return io.Schema(
             node_id="FrozenHSpaceInjectionSampler",
-            display_name="h-Space Injection Sampler",
+            display_name="h-Space Injection Sampler (Content, Style)",
             category="frozen/h-space",
             description="InjectFusion: the picture keeps its colours, background and manner and takes shape and pose "
                         "from the trace. For SamplerCustom or SamplerCustomAdvanced at cfg 1.",
@@ -102,7 +102,7 @@ class FrozenInjectHSpace(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FrozenInjectHSpace",
-            display_name="Inject h-Space",
+            display_name="Inject h-Space (Style Transfer)",
             category="frozen/h-space",
             description="Injects a trace in every call of the model, under any sampler. Weak: five times (20 steps) to "
                         "twelve times (50 steps) less content than the h-Space Injection Sampler.",

@@ -18,7 +18,7 @@ class FrozenMitigatingGradient(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FrozenMitigatingGradient",
-            display_name="Mitigating Gradient",
+            display_name="Mitigating Gradient (Anti-Flicker)",
             category="frozen/motion",
             description="HARIVO's guidance against flicker, for any motion module and sampler. It takes fine texture "
                         "that changes from frame to frame out of the predicted clip.",
@@ -88,7 +88,7 @@ class FrozenFreeInit(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FrozenFreeInit",
-            display_name="FreeInit Sampler",
+            display_name="FreeInit Sampler (Smoother Video)",
             category="frozen/motion",
             description="Samples the clip several times; each time the first noise keeps the low frequencies of the "
                         "last result, in space and time. Steadier clips for as many times the time.",

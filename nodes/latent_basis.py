@@ -96,7 +96,7 @@ class FrozenEditAlongBasis(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FrozenEditAlongBasis",
-            display_name="Edit along Basis",
+            display_name="Edit along Basis (Sliders)",
             category="frozen/latent basis",
             description="Moves a noisy latent along a direction, by several strengths at once. Sample the result "
                         "with the same sigmas, prompt and cfg to see the pictures.",

@@ -24,7 +24,7 @@ class FrozenLoadMotionModule(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FrozenLoadMotionModule",
-            display_name="Load Motion Module",
+            display_name="Load Motion Module (AnimateDiff)",
             category="frozen/motion",
             description="Reads a motion module: AnimateDiff v1, v2, v3 and SDXL, HotshotXL, AnimateLCM, "
                         "PIA's motion part, diffusers' MotionAdapter, and modules trained with this pack.",
@@ -60,7 +60,7 @@ class FrozenApplyMotionModule(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FrozenApplyMotionModule",
-            display_name="Apply Motion Module",
+            display_name="Apply Motion Module (HARIVO, Video)",
             category="frozen/motion",
             description="Makes an image model sample its batch as the frames of a clip. The image model's "
                         "own weights stay as they are.",

@@ -4,6 +4,8 @@
 opening, note, input and result lie in the window with nothing of the page over them. `reports_visible`: of templates
 with reports that a person is meant to read, those in which each kind of them goes to Preview as Text; the templates of
 RUN are run by a click as well, and every report must stand on the page, under its node and in that preview.
+`words_found`: of an artist's words, those for which the page's node search offers a node of the pack. `help_pictures`:
+share of the help pages with a picture.
 """
 from __future__ import annotations
 
@@ -12,8 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from frozen_diffusion.modules.host.boot import find_comfyui
-from testhost.browser import Page, chromium
+from frozen_diffusion.modules.host.boot import PACK, find_comfyui
+from testhost.browser import WORDS, Page, chromium
 from testhost.server import Server, version_of
 from testhost.templates import REPORTS, TEMPLATES, named, reports
 from testhost.view import WINDOW
@@ -59,16 +61,21 @@ def run() -> dict:
                 texts[name] = run_and_read(page, server, name)
         page.open()
         pictures = page.thumbnails(server.pack_name, list(TEMPLATES))
+        page.open()
+        found = page.searched(server.pack_name, WORDS)
     for name, template in templates.items():
         template["picture"] = pictures.get(name)
         template["in_view"] = template["note"] and template["input"] and template["result"]
         template["reports_visible"] = (set(template["reports"]) <= set(template["shown_as_text"])
                                        and all(texts.get(name, {}).values()))
+    pages = sorted((PACK / "nodes" / "web" / "docs").glob("*.md"))
     telling = [template["reports_visible"] for template in templates.values() if template["reports"]]
     figures = {
         "thumbnails": sum(min(size) >= SMALLEST for size in pictures.values()) / len(TEMPLATES),
         "result_in_view": sum(template["in_view"] for template in templates.values()) / len(TEMPLATES),
-        "reports_visible": sum(telling) / len(telling)}
+        "reports_visible": sum(telling) / len(telling),
+        "words_found": sum(map(bool, found.values())) / len(WORDS),
+        "help_pictures": sum("![" in page.read_text(encoding="utf-8") for page in pages) / len(pages)}
     return {"figures": figures, "context": {"comfyui": version_of(find_comfyui()), "window": WINDOW,
                                             "templates_with_reports": len(telling), "templates": templates,
-                                            "texts_after_a_run": texts}}
+                                            "texts_after_a_run": texts, "nodes_found": found}}

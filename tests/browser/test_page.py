@@ -5,6 +5,7 @@ import time
 import pytest
 
 from frozen_diffusion.modules.host.boot import PACK, find_comfyui
+from testhost.browser import WORDS
 from testhost.layout import ui_workflow
 from testhost.server import version_of
 from testhost.templates import TEMPLATES, named, reports
@@ -93,6 +94,12 @@ def test_the_template_browser_shows_pictures(page, server):
     """Each template's own, not the page's stand-in."""
     page.open()
     assert page.thumbnails(server.pack_name, list(TEMPLATES)) == dict.fromkeys(TEMPLATES, [512, 512])
+
+
+def test_an_artists_words_find_nodes(page, server):
+    page.open()
+    found = page.searched(server.pack_name, WORDS)
+    assert [word for word, nodes in found.items() if not nodes] == []
 
 
 def test_reports_stand_on_the_page(page, server):

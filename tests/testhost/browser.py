@@ -29,6 +29,10 @@ LOADED = """images => images.filter(image => image.complete && image.naturalWidt
     image => image.src.includes('default-template') ? null : [image.naturalWidth, image.naturalHeight])"""
 READY = "() => window.app && window.app.graph && document.querySelector('#graph-canvas')"
 
+WORDS = ("slider", "style", "style transfer", "animate", "animatediff", "video", "flicker", "smooth", "harivo",
+         "attribute", "content", "guidance", "cfg", "faster", "motion lora", "camera", "alpha", "cut out",
+         "transparent", "metric")
+
 
 class Page:
     """ComfyUI's page, open on a server."""
@@ -96,6 +100,20 @@ class Page:
                 break
             self.tab.keyboard.press("Escape")
             self.tab.wait_for_timeout(500)
+
+    def searched(self, pack: str, words: Sequence[str]) -> dict[str, list[str]]:
+        """The names of the pack's nodes that the page's node search offers for each word."""
+        self.tab.evaluate("() => window.app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+        box, found = self.tab.locator(".comfy-vue-node-search-container input").first, {}
+        for word in words:
+            box.fill("")
+            self.tab.wait_for_timeout(200)
+            box.fill(word)
+            self.tab.wait_for_timeout(600)          # the page waits for the end of typing
+            texts = self.tab.locator(".p-autocomplete-option").all_inner_texts()
+            found[word] = [text.partition("\n")[0].strip() for text in texts if pack in text]
+        self.tab.keyboard.press("Escape")
+        return found
 
     def thumbnails(self, pack: str, names: Sequence[str]) -> dict[str, list[int]]:
         """Width and height of the picture that the template browser shows for each template; none if it is missing."""

@@ -1,6 +1,6 @@
 """The pictures of the README and of the help pages, made by the model and the templates that the pack ships.
 
-    PYTHONPATH=tests python -m testhost.pictures [video | motions | edits | training]  writes nodes/web/docs/*.webp
+    PYTHONPATH=tests python -m testhost.pictures [video | motions | edits | training | furry]    writes docs/*.webp
     PYTHONPATH=tests python -m testhost.pictures template NAME ...              those of some templates' results
     PYTHONPATH=tests python -m testhost.pictures metrics-model FILE             of what `bench metrics-model` printed
     PYTHONPATH=tests python -m testhost.pictures thumbnails [NAME ...]          writes workflows/*.jpg
@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw, ImageFont
 from frozen_diffusion.modules.demo.renderer import FRAMES
 from frozen_diffusion.modules.demo.world import Scene
 from frozen_diffusion.modules.host.boot import PACK, boot_comfyui
-from frozen_diffusion.modules.pictures.frame_sheet import to_image
+from frozen_diffusion.modules.pictures.frame_sheet import frame_sheet, to_image
 
 from .server import Server
 from .templates import TEMPLATES, named
@@ -113,6 +113,41 @@ def make_motions() -> None:
     print(DOCS / "motion_loras.webp")
 
 
+def make_furry() -> None:
+    """Cut-outs, their masks and what they are before a colour; a loop; edges as drawn and cleaned."""
+    boot_comfyui(["--use-pytorch-cross-attention"])
+    from frozen_diffusion.modules.furrygan.walk import closed_loop
+    from frozen_diffusion.modules.host.furrygan.apply import cut_outs, styles_of, without_halo
+    from frozen_diffusion.modules.host.furrygan.files import find_furry, load_furry
+    loaded = load_furry(find_furry("frozen-diffusion/sprite_furry.safetensors"))
+    psi = (0.7, 0.7)
+    cut = cut_outs(loaded, styles_of(loaded, SUBJECTS, 4, psi))
+    clean = without_halo(cut.foreground, cut.mask)[0]
+    mask = cut.mask[..., None]
+    before = mask * clean + (1 - mask) * torch.tensor(PLATE)
+    save_rows([cut.composite, mask.expand(-1, -1, -1, 3), before], DOCS / "furrygan_cutouts.webp")
+    dark = [mask * part + (1 - mask) * 0.05 for part in (cut.foreground, clean)]
+    save_rows(dark, DOCS / "furrygan_edges.webp")
+    loop = cut_outs(loaded, closed_loop(styles_of(loaded, SUBJECTS, 4, psi), 32))
+    alpha = loop.mask[..., None]
+    frames = alpha * without_halo(loop.foreground, loop.mask)[0] + (1 - alpha) * torch.tensor(PLATE)
+    write_moving(torch.stack([enlarged(part) for part in (frames, alpha.expand(-1, -1, -1, 3))]),
+                 DOCS / "furrygan_walk.webp", 2)
+    print(DOCS / "furrygan_walk.webp")
+
+
+def enlarged(pictures: torch.Tensor) -> torch.Tensor:
+    """[N, S, S, 3] -> [N, 3, 256, 256]."""
+    return torch.nn.functional.interpolate(pictures.movedim(-1, 1), (256, 256), mode="bicubic").clamp(0, 1)
+
+
+def save_rows(rows: Sequence[torch.Tensor], path: Path) -> None:
+    """Pictures [N, S, S, 3] a row, enlarged."""
+    sheet = frame_sheet(torch.cat([enlarged(row) for row in rows]).movedim(1, -1), len(rows[0]))
+    to_image(sheet[0]).save(path, quality=88, method=6)
+    print(path)
+
+
 def make_edits(names: Sequence[str] = tuple(EDITS)) -> None:
     with tempfile.TemporaryDirectory() as folder, Server(Path(folder)) as server:
         for name in names:
@@ -124,6 +159,7 @@ def make_edits(names: Sequence[str] = tuple(EDITS)) -> None:
                 print(DOCS / f"{picture}.webp", flush=True)
 
 
+SUBJECTS, PLATE = 3, (0.12, 0.23, 0.37)       # seed; colour behind cut-outs
 GUIDANCE = {"1": "#2a6fdb", "2": "#2e9e4f", "5": "#d1342f"}       # colours of cfg
 
 
@@ -190,5 +226,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["metrics-model"]:
         make_metrics_model(Path(sys.argv[2]))
         sys.exit()
-    for part in sys.argv[1:] or ("video", "motions", "edits"):
-        {"video": make_video, "motions": make_motions, "edits": make_edits, "training": make_training}[part]()
+    for part in sys.argv[1:] or ("video", "motions", "edits", "furry"):
+        {"video": make_video, "motions": make_motions, "edits": make_edits, "training": make_training,
+         "furry": make_furry}[part]()

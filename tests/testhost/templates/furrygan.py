@@ -18,6 +18,12 @@ def subjects(count: int = COUNT, seed: int = 3, **changed) -> dict:
                 "mix_rows": "none", "mix_seed": 1, "despeckle": True} | changed)} | text_of("subjects", 6)
 
 
+def rows_of(label: str, key: str, rows: int, columns: int) -> list[tuple[str, ...]]:
+    """The first pictures of a batch, for a thumbnail."""
+    return [(label if row == 0 else "", *(f"{key} {row * columns + column}" for column in range(columns)))
+            for row in range(rows)]
+
+
 def larger(key: str, slot: int = 0, times: float = 4.0) -> dict:
     """A node that enlarges pictures for the eye."""
     return node("ImageScaleBy", image=[key, slot], upscale_method="lanczos", scale_by=times)
@@ -38,7 +44,7 @@ def cut_outs() -> Template:
          [{"2 Edges": ["clean", "subjects report"]}, {"3 Your background": ["plate", "paste", "large"]}]],
         "subjects", "shown",
         (PAGES + "In the place of *Empty Image* put *Load Image* with a background of your own; it wants the subjects' size, or **x** "
-         "and **y** for where they stand.\n- *Save Image* keeps the transparency.\n- " + SMALL,), thumbnail=[("", "shown")])
+         "and **y** for where they stand.\n- *Save Image* keeps the transparency.\n- " + SMALL,), thumbnail=rows_of("", "shown", 2, 2))
 
 
 def walking_loop() -> Template:
@@ -54,7 +60,7 @@ def walking_loop() -> Template:
         [[{}, {"1 Subjects": ["furry", "subjects"]}, {"2 Walk": ["walk"]}, {"3 Result": ["webp"]}],
          [{"4 Frames": ["large", "shown", "subjects report"]}]],
         "walk", "webp", ("The loop passes all subjects of the batch and closes without a jump. Colours and alpha move together. "
-                         + SMALL,), thumbnail=[("", "shown")])
+                         + SMALL,), thumbnail=[("", "shown 0", "shown 4"), ("", "shown 8", "shown 12")])
 
 
 def image_to_alpha() -> Template:
@@ -139,7 +145,7 @@ def segmentation_pairs() -> Template:
          [{"2 The first ones": ["subjects", "subjects report", "mask picture", "large", "large masks"]}]],
         "pairs", "shown masks", ("Pair *k* of a seed is always the same. With **psi** 0.7 the masks are better and the pictures less "
                                  "varied. " + SMALL,),
-        {"shown": "Pictures", "shown masks": "Masks"}, thumbnail=[("pictures", "shown"), ("masks", "shown masks")])
+        {"shown": "Pictures", "shown masks": "Masks"}, thumbnail=rows_of("pictures", "shown", 1, 4) + rows_of("masks", "shown masks", 1, 4))
 
 
 def train_furrygan() -> Template:

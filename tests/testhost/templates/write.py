@@ -30,9 +30,11 @@ def titles_of(template: Template, object_info: Mapping) -> dict[str, str]:
 
     Raises ValueError if two nodes would have the same.
     """
-    names = {key: object_info[node["class_type"]]["display_name"] or node["class_type"]
-             for key, node in template.graph.items()}
-    often, titles = Counter(names.values()), {}
+    listed = {key: object_info[node["class_type"]]["display_name"] or node["class_type"]
+              for key, node in template.graph.items()}
+    names = {key: name.partition(" (")[0] if template.graph[key]["class_type"].startswith("Frozen") else name
+             for key, name in listed.items()}           # without the words for the search
+    often, titles = Counter(names.values()), {key: name for key, name in names.items() if name != listed[key]}
     for key, name in names.items():
         kind = template.graph[key]["class_type"]
         if kind == "CLIPTextEncode":
