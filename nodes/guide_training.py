@@ -62,10 +62,10 @@ class FrozenTrainGuideModel(io.ComfyNode):
                 io.Int.Input("width", default=512, min=64, max=2048, step=64, tooltip="Pixels, of what is sampled."),
                 io.Int.Input("height", default=512, min=64, max=2048, step=64, tooltip="Pixels, of what is sampled."),
                 io.Int.Input("student_steps", default=recipe.student_steps, min=0, max=64,
-                             tooltip="0: stage 1. Above: stage 2, from guide_model: learn to sample in so many steps."),
+                             tooltip="0: stage 1. Above: stage 2, from guide_model: sample in this many steps."),
                 io.Int.Input("sample_every", default=200, min=0, max=100000,
                              tooltip="Show held-out prompts without guidance, with the guide and with real CFG every "
-                                     "so many steps; 0 = only at the end."),
+                                     "this many steps; 0 = only at the end."),
                 *run_inputs("guide", "guide_training", recipe.seed, "First weights, noise, order"),
                 options_input(),
                 io.Boolean.Input("own_states", default=recipe.own_states, optional=True,

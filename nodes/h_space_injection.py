@@ -63,7 +63,7 @@ class FrozenHSpaceInjectionSampler(io.ComfyNode):
                                tooltip="Factor on the direction to the noisy picture on injected steps at or above "
                                        "dt_end; the released code's example has 0.9985. 1: off. Acts with omega 0."),
                 io.Int.Input("replace_steps", default=paper.replace_steps, min=1, max=1000,
-                             tooltip="Of more steps than that only so many may be injected, evenly spread; all if "
+                             tooltip="Of more steps than that only this many may be injected, evenly spread; all if "
                                      "there are no more. official script: the points of its grid."),
                 io.Boolean.Input("auto_gamma", default=False,
                                  tooltip="Scale gamma by 30 over the number of injected steps, up to 0.6."),
@@ -72,7 +72,7 @@ class FrozenHSpaceInjectionSampler(io.ComfyNode):
                                          "quarter faster, with a decoder's memory for twice the batch. Switch off "
                                          "beside packs that replace the U-Net's forward."),
                 io.Float.Input("lead", default=paper.lead, min=0.0, max=1000.0, step=10.0, optional=True,
-                               tooltip="Take the content's features from so many timesteps further on, where less "
+                               tooltip="Take the content's features from this many timesteps further on, where less "
                                        "noise is in them. 0: as in the paper."),
                 io.Float.Input("dt_end", default=paper.dt_end, min=0.0, max=1000.0, step=1.0, optional=True,
                                tooltip="dt_lambda acts down to this timestep."),

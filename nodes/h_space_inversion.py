@@ -7,8 +7,8 @@ from ..modules.host.hspace.t_edit import DISTANCES
 from ..modules.hspace.trace import PRECISIONS
 from .h_traces import HTrace
 
-DEEP = ("Record the skips into so many decoder blocks too, from the deepest, for gamma_skips. 3: those beside h; 9 (of "
-        "SDXL 6): all but those of full size, which hold the noise itself. 0: h alone, as in the paper.")
+DEEP = ("Record the skips into this many decoder blocks too, from the deepest, for gamma_skips. 3: those beside h; 9 "
+        "(of SDXL 6): all but those of full size, which hold the noise itself. 0: h alone, as in the paper.")
 PRECISION = "Of the recorded features. fp16: half of the memory, rounded to 2e-4 of a number. fp32: as they are."
 
 

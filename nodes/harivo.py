@@ -68,7 +68,7 @@ class FrozenClipNoise(io.ComfyNode):
                                        "window of frames repeated in shuffled order, for long clips."),
                 io.Float.Input("alpha", default=1.0, min=0.0, max=10.0, step=0.05,
                                tooltip="PYoCo: how much frames have in common; neighbours correlate by a^2/(1+a^2) "
-                                       "(mixed) or a/sqrt(1+a^2). Modules trained on independent noise bear "
+                                       "(mixed) or a/sqrt(1+a^2). Modules trained on independent noise tolerate "
                                        "about 0.5."),
                 io.Int.Input("window", default=16, min=1, max=4096,
                              tooltip="FreeNoise: frames until the noise repeats; the motion module's clip length."),

@@ -103,7 +103,7 @@ class FrozenApplyMotionModule(io.ComfyNode):
                 io.Boolean.Input(
                     "negative_tokens", default=True, optional=True,
                     tooltip="Whether the negative prompt gets HARIVO's frame tokens too, as trained. Off: cfg "
-                            "enlarges what they say."),
+                            "amplifies them."),
             ],
             outputs=[io.Model.Output(tooltip="The model with motion, for the sampler and its scheduler.")])
 

@@ -43,7 +43,7 @@ class FrozenClipDataset(io.ComfyNode):
                                tooltip="Seconds between the starts of two clips of the same scene; 0 = no "
                                        "overlap."),
                 io.Int.Input("max_clips", default=0, min=0, max=1000000,
-                             tooltip="At most so many clips, taken evenly from all; 0 = all (of sprite "
+                             tooltip="At most this many clips, taken evenly from all; 0 = all (of sprite "
                                      "world: 512)."),
                 io.Boolean.Input("mirror", default=False,
                                  tooltip="Mirror half of the clips, each as a whole. Leave off if captions "
@@ -132,7 +132,7 @@ class FrozenTrainMotionModule(io.ComfyNode):
                 io.Boolean.Input("gradient_checkpointing", default=recipe.gradient_checkpointing,
                                  tooltip="Much less memory for about a third more time."),
                 io.Int.Input("sample_every", default=100, min=0, max=100000,
-                             tooltip="Show a sample clip every so many steps; 0 = only at the end."),
+                             tooltip="Show a sample clip every this many steps; 0 = only at the end."),
                 io.String.Input("sample_prompt", default=recipe.sample_prompt, multiline=True,
                                 tooltip="Text of the sample clip; empty = the caption of the first clip."),
                 io.Int.Input("checkpoint_every", default=recipe.checkpoint_every, min=1, max=100000,
@@ -142,7 +142,7 @@ class FrozenTrainMotionModule(io.ComfyNode):
                                tooltip="0: all noise levels count alike (AnimateDiff). 5: low noise counts less "
                                        "and high noise, where motion is decided, more (min-SNR)."),
                 io.Int.Input("mapping_width", default=recipe.mapping_width, min=0, max=512, step=8, optional=True,
-                             tooltip="HARIVO's mapping network with so many inner channels, e.g. 128. 0: none."),
+                             tooltip="HARIVO's mapping network with this many inner channels, e.g. 128. 0: none."),
                 io.Int.Input("frame_tokens", default=recipe.frame_tokens, min=0, max=32, optional=True,
                              tooltip="HARIVO's tokens for every frame, e.g. 4. 0: none."),
                 io.Float.Input("trs", default=recipe.trs, min=0.0, max=1000.0, step=0.001, round=0.0001, optional=True,

@@ -191,13 +191,13 @@ def _no_lora(tensors: Mapping[str, Tensor]) -> str:
         return any(part in key for key in tensors for part in parts)
 
     if has("motion_modules.", "temporal_transformer"):
-        return ("This is a whole motion module, no LoRA for one. It belongs into models/animatediff_models and is "
+        return ("This is a whole motion module, no LoRA for one. It goes into models/animatediff_models and is "
                 "taken by the node Load Motion Module.")
     if has("model.diffusion_model.", "first_stage_model."):
-        return ("This is a full checkpoint of an image model. It belongs into models/checkpoints and is taken by the "
+        return ("This is a full checkpoint of an image model. It goes into models/checkpoints and is taken by the "
                 "node Load Checkpoint.")
     if has(EMBEDDING, "string_to_param", "clip_l") and len(tensors) <= 3:
-        return ("This is an embedding (textual inversion). It belongs into models/embeddings and is used by writing "
+        return ("This is an embedding (textual inversion). It goes into models/embeddings and is used by writing "
                 "embedding:NAME in a prompt.")
     if has("hada_w", "lokr_w", "oft_"):
         return "This is a LyCORIS file of another kind than LoRA (LoHa, LoKr, OFT), which is not read here."

@@ -16,7 +16,7 @@ def name_other(keys: Collection[str]) -> str | None:
     motion = has("temporal", "motion_modules")
     if has("lora_", "_lora", ".lora", "hada_w", "lokr_w"):
         if motion:
-            return ("a motion LoRA: it changes a motion module and is none itself. It belongs into "
+            return ("a motion LoRA: it changes a motion module and is none itself. It goes into "
                     "models/animatediff_motion_lora and is taken by a motion LoRA loader")
         return ("an ordinary LoRA for the image model (AnimateDiff's v3 domain adapter is one). It belongs "
                 "into models/loras and is taken by the node Load LoRA")
@@ -24,18 +24,18 @@ def name_other(keys: Collection[str]) -> str | None:
         if motion:
             return ("a SparseCtrl model. It is taken by a SparseCtrl loader, for example that of "
                     "ComfyUI-Advanced-ControlNet")
-        return ("a ControlNet. It belongs into models/controlnet and is taken by the node Load ControlNet "
+        return ("a ControlNet. It goes into models/controlnet and is taken by the node Load ControlNet "
                 "Model")
     if has("model.diffusion_model.", "first_stage_model.", "cond_stage_model."):
-        return ("a full checkpoint of an image model. It belongs into models/checkpoints and is taken by "
+        return ("a full checkpoint of an image model. It goes into models/checkpoints and is taken by "
                 "the node Load Checkpoint")
     if motion:
         return None
     if has("down_blocks.0.resnets.", "input_blocks.0.0."):
-        return ("the U-Net of an image model without motion layers. It belongs into models/diffusion_models "
+        return ("the U-Net of an image model without motion layers. It goes into models/diffusion_models "
                 "and is taken by the node Load Diffusion Model")
     if has("text_model.encoder.", "vision_model.encoder."):
         return "a text or image encoder. It is taken by the nodes Load CLIP and Load CLIP Vision"
     if has("decoder.up.", "decoder.up_blocks."):
-        return "a VAE. It belongs into models/vae and is taken by the node Load VAE"
+        return "a VAE. It goes into models/vae and is taken by the node Load VAE"
     return None

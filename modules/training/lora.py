@@ -104,7 +104,7 @@ class LoRASet(nn.Module):
     def scaled(self, scale: Scale) -> Iterator[None]:
         """All LoRAs at this scale within the block.
 
-        With gradient checkpointing the backward pass belongs into the block: it calls the layers again.
+        With gradient checkpointing the backward pass belongs inside the block: it calls the layers again.
         """
         before = {lora: lora.scale for lora in self.by_name.values()}
         self.set_scale(scale)

@@ -1,6 +1,6 @@
 """The pictures of the README and of the help pages, made by the model and the templates that the pack ships.
 
-    PYTHONPATH=tests python -m testhost.pictures [video | motions | edits | training | furry]    writes docs/*.webp
+    PYTHONPATH=tests python -m testhost.pictures [video | motions | edits | training | furry | help]   write webp
     PYTHONPATH=tests python -m testhost.pictures template NAME ...              those of some templates' results
     PYTHONPATH=tests python -m testhost.pictures metrics-model FILE             of what `bench metrics-model` printed
     PYTHONPATH=tests python -m testhost.pictures thumbnails [NAME ...]          writes workflows/*.jpg
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import sys
 import tempfile
@@ -148,6 +149,18 @@ def save_rows(rows: Sequence[torch.Tensor], path: Path) -> None:
     print(path)
 
 
+def make_help() -> None:
+    """The templates' pictures that help pages show, smaller: template_NUMBER.webp."""
+    wanted = {number for page in DOCS.glob("*.md")
+              for number in re.findall(r"\(template_(\d+)\.webp\)", page.read_text(encoding="utf-8"))}
+    for name in TEMPLATES:
+        if name[:2] in wanted:
+            picture = Image.open(PACK / "workflows" / f"{name}.jpg")
+            picture = picture.resize((HELP_SIDE, HELP_SIDE), Image.Resampling.LANCZOS)
+            picture.save(path := DOCS / f"template_{name[:2]}.webp", quality=80, method=6)
+            print(path)
+
+
 def make_edits(names: Sequence[str] = tuple(EDITS)) -> None:
     with tempfile.TemporaryDirectory() as folder, Server(Path(folder)) as server:
         for name in names:
@@ -159,6 +172,7 @@ def make_edits(names: Sequence[str] = tuple(EDITS)) -> None:
                 print(DOCS / f"{picture}.webp", flush=True)
 
 
+HELP_SIDE = 400             # pixels
 SUBJECTS, PLATE = 3, (0.12, 0.23, 0.37)       # seed; colour behind cut-outs
 GUIDANCE = {"1": "#2a6fdb", "2": "#2e9e4f", "5": "#d1342f"}       # colours of cfg
 
@@ -228,4 +242,4 @@ if __name__ == "__main__":
         sys.exit()
     for part in sys.argv[1:] or ("video", "motions", "edits", "furry"):
         {"video": make_video, "motions": make_motions, "edits": make_edits, "training": make_training,
-         "furry": make_furry}[part]()
+         "furry": make_furry, "help": make_help}[part]()

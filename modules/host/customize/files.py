@@ -74,7 +74,7 @@ def motion_lora_of(file: LoraFile) -> MotionLoRA:
                             "video model that is not here. Train a motion LoRA on your AnimateDiff module instead.")
     if not file.temporal:
         raise LoraFileError(f"{file.source} changes {file.counts()} of the image model and none of a motion module: "
-                            "it is an ordinary LoRA (AnimateDiff's v3 domain adapter is one). It belongs into "
+                            "it is an ordinary LoRA (AnimateDiff's v3 domain adapter is one). It goes into "
                             "models/loras and is taken by the node Load LoRA.")
     return MotionLoRA(file.source, file.temporal, metadata=file.metadata)
 

@@ -68,7 +68,7 @@ class Capture:
         """Add the features of a prompt's pictures. Raises TraceError if the prompt was there before with others."""
         if max(chunk.items) >= self.batch:
             raise TraceError(f"The U-Net was called with {len(rows)} rows for one prompt, the batch has {self.batch} "
-                             "pictures. Another node adds rows of its own; take it away to record h-space.")
+                             "pictures. Another node adds rows of its own; remove it to record h-space.")
         before = self.seen.setdefault((feature_name, chunk.conditioning, chunk.items), rows)
         if before is not rows:
             if (before - rows).norm() > REPEATED * before.norm():

@@ -152,7 +152,7 @@ class InjectedDenoiser:
         denoised = self.model(x, sigma, **{**self.extra_args, "model_options": self.options})
         if acts and self.injection.calls == before:
             raise TraceError("The middle block was not seen in an injected step. A node that skips deep blocks "
-                             "(DeepCache and its like) is in the way; take it away.")
+                             "(DeepCache and its like) is in the way; remove it.")
         return denoised
 
     def set(self, step: int) -> None:

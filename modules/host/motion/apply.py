@@ -290,8 +290,8 @@ def run_of_call(run: MotionRun, rows: int, transformer_options: Mapping) -> Moti
     frames = run.frames or rows // max(1, chunks)
     if not chunks or not frames or rows % (chunks * frames):
         raise ValueError(f"The U-Net was called with {rows} rows in {chunks} chunks, which are no whole "
-                         f"clips of {frames} frames. Another node changes the batch in a way that clips do "
-                         "not survive; take it away.")
+                         f"clips of {frames} frames. Another node changed the batch size. Remove it or move it "
+                         "before Apply Motion Module.")
     highest, lowest = run.sigmas
     sigma = float(transformer_options["sigmas"][0])
     return replace(run, frames=frames, strength=run.strength if lowest <= sigma <= highest else 0.0)
