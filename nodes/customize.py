@@ -6,6 +6,7 @@ from comfy_api.latest import io, ui
 from ..modules.customize.files import LAYOUTS
 from ..modules.host.customize.files import find_lora, list_loras, list_motion_loras
 from ..modules.host.progress import show_text
+from ..modules.host.schema_extras import for_newer_pages
 from ..modules.motion.motion_lora import FADE_AFTER
 from .motion import MotionModuleType
 
@@ -32,6 +33,7 @@ def strength_inputs() -> list:
     ]
 
 
+@for_newer_pages("motion lora", "camera", "pan", "zoom")
 class FrozenLoadMotionLoRA(io.ComfyNode):
     """A motion module with a motion LoRA of a file on it."""
 

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from ..modules.customize.focus import FOCUSES, WHOLE
 from ..modules.customize.recipe import FAITHFUL, FAST, KINDS, PLAIN_LOSS, AbsorberRecipe, MotionLoRARecipe
 from ..modules.host.progress import show_text
+from ..modules.host.schema_extras import for_newer_pages
 from .customize import AbsorberType, MotionLoRAType
 from .motion import MotionModuleType
 from .training_options import LossMap, options_input, run_inputs
@@ -13,6 +14,8 @@ from .training_options import LossMap, options_input, run_inputs
 ClipsType = io.Custom("FROZEN_CLIP_DATASET")
 
 
+@for_newer_pages(folded=(
+    "embedding_rate", "vectors", "native_scale"))
 class FrozenTrainAbsorber(io.ComfyNode):
     """Trains an appearance absorber on the frames of a clip."""
 

@@ -5,6 +5,7 @@ from comfy_api.latest import io
 
 from ..modules.furrygan.directions import ALL, PARTS
 from ..modules.furrygan.sampling import ROWS
+from ..modules.host.schema_extras import for_newer_pages
 
 FurryGAN = io.Custom("FROZEN_FURRYGAN")
 Styles = io.Custom("FROZEN_FURRY_STYLES")
@@ -109,6 +110,8 @@ class FrozenSaveFurryGAN(io.ComfyNode):
         return io.NodeOutput(path, ui=show_text(path, cls.hidden.unique_id))
 
 
+@for_newer_pages("cut out", "transparent", "alpha", "rgba", folded=(
+    "mix_rows", "mix_seed", "despeckle"))
 class FrozenGenerateForeground(io.ComfyNode):
     """Cut-outs from a seed."""
 

@@ -3,9 +3,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..modules.host.schema_extras import for_newer_pages
 from .furrygan import MASK_TIP, FurryGAN, Styles
 
 
+@for_newer_pages("alpha", "matte", "remove background", "cut out")
 class FrozenForegroundFromImage(io.ComfyNode):
     """The alpha of a picture, by finding what the generator would have made it of."""
 
@@ -77,6 +79,7 @@ class FrozenMaskHint(io.ComfyNode):
         return io.NodeOutput(mask_hints(furrygan, image))
 
 
+@for_newer_pages("halo", "fringe", "alpha")
 class FrozenDecontaminateEdges(io.ComfyNode):
     """The subject's own colours at soft edges."""
 

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from ..modules.host.guide.apply import CONSTANT, MODES, ONE_PASS, SCHEDULES
 from ..modules.host.guide.files import find_guide, guide_text, list_guides, load_guide, save_guide
 from ..modules.host.progress import show_text
+from ..modules.host.schema_extras import for_newer_pages
 
 GuideModel = io.Custom("FROZEN_GUIDE_MODEL")
 
@@ -37,6 +38,7 @@ class FrozenLoadGuideModel(io.ComfyNode):
         return io.NodeOutput(loaded, guide_text(loaded), ui=show_text(guide_text(loaded), cls.hidden.unique_id))
 
 
+@for_newer_pages("guidance", "cfg", "faster", "speed")
 class FrozenApplyGuideModel(io.ComfyNode):
     """A MODEL whose sampler's cfg costs one pass."""
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..modules.guide.recipe import KINDS, WEIGHTINGS, GuideRecipe
+from ..modules.host.schema_extras import for_newer_pages
 from .guide import GuideModel
 from .training_options import LossMap, options_input, run_inputs
 
 
+@for_newer_pages(folded=(
+    "trajectory_steps", "weighting", "student_steps", "own_states", "pictures"))
 class FrozenTrainGuideModel(io.ComfyNode):
     """Trains a guide model on what the MODEL itself predicts."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..modules.host.hspace.capture import APPLY_TO, CHECKS, NONE, NORM_MODES
+from ..modules.host.schema_extras import for_newer_pages
 from ..modules.hspace.steps import PRESETS, InjectionSettings
 from .h_traces import HTrace
 
@@ -27,6 +28,9 @@ def gamma_inputs() -> list:
             io.Float.Input("gamma_skips", default=0.0, min=0.0, max=1.0, step=0.01, tooltip=SKIPS)]
 
 
+@for_newer_pages("style", "style transfer", "content", folded=(
+    "norm_mode", "check", "dt_lambda", "replace_steps", "auto_gamma", "shared_encoder", "lead",
+    "dt_end"))
 class FrozenHSpaceInjectionSampler(io.ComfyNode):
     """A sampler that takes the content of a trace into the picture it makes."""
 

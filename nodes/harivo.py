@@ -6,11 +6,13 @@ from comfy_api.latest import io
 from ..modules.clips.noise import KINDS
 from ..modules.host.clip_noise import ClipNoise, FreeInit
 from ..modules.host.motion.mitigating_gradient import MODES, mitigate_gradient
+from ..modules.host.schema_extras import for_newer_pages
 from ..modules.motion.mitigating_gradient import DEFAULT_ALPHA
 
 FRAMES_PER_CLIP = "Frames of one clip when the batch holds several. 0: the batch is one clip."
 
 
+@for_newer_pages("flicker", "smooth", "temporal consistency")
 class FrozenMitigatingGradient(io.ComfyNode):
     """A MODEL that smooths the predicted clip along time at every step."""
 
@@ -81,6 +83,7 @@ class FrozenClipNoise(io.ComfyNode):
         return io.NodeOutput(ClipNoise(noise_seed, kind, alpha, window, frames_per_clip))
 
 
+@for_newer_pages("smooth", "flicker")
 class FrozenFreeInit(io.ComfyNode):
     """A sampler that starts again from the low frequencies of its own result."""
 

@@ -7,6 +7,7 @@ from ..modules.basis.basis import BLOCKS, MIDDLE
 from ..modules.basis.directions import IN_H, IN_X, SPACES
 from ..modules.host.basis.compute import SOLVERS
 from ..modules.host.basis.edit import METHODS
+from ..modules.host.schema_extras import for_newer_pages
 
 LatentBasis = io.Custom("FROZEN_LATENT_BASIS")
 ClipPair, Ruler = io.Custom("FROZEN_CLIP_PAIR"), io.Custom("FROZEN_RULER")      # of the metrics
@@ -30,6 +31,7 @@ def given(first, others: dict) -> list:
     return [first, *(others[name] for name in sorted(others) if others[name] is not None)]
 
 
+@for_newer_pages("slider", "edit directions")
 class FrozenComputeLatentBasis(io.ComfyNode):
     """The directions that move h-space most."""
 
@@ -89,6 +91,7 @@ class FrozenComputeLatentBasis(io.ComfyNode):
         return io.NodeOutput(basis, basis_picture([basis]), text, ui=show_text(text, node))
 
 
+@for_newer_pages("slider", "edit", "attribute")
 class FrozenEditAlongBasis(io.ComfyNode):
     """A latent moved along directions."""
 

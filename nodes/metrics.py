@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..modules.host.schema_extras import for_newer_pages
 from ..modules.metrics.attributes import SHIPPED, TEMPLATE
 from ..modules.metrics.clip_keys import ACTIVATIONS
 from ..modules.metrics.divergence import METHODS, PRESETS
@@ -168,6 +169,7 @@ class FrozenAttributes(io.ComfyNode):
         return io.NodeOutput(found, report, ui=show_text(report, cls.hidden.unique_id))
 
 
+@for_newer_pages("metric", "attribute", "evaluate")
 class FrozenAttributeReport(io.ComfyNode):
     """SaD and PaD of one or two generated sets against a reference, as a picture."""
 
@@ -224,6 +226,7 @@ class FrozenAttributeReport(io.ComfyNode):
                              ui=show_text(found.text, cls.hidden.unique_id))
 
 
+@for_newer_pages("metric", "clip score")
 class FrozenScoreImages(io.ComfyNode):
     """HCS of single pictures, or of the frames of a clip."""
 

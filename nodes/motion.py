@@ -13,10 +13,12 @@ from ..modules.host.motion.files import (
 )
 from ..modules.host.motion.schedule import AUTO, CHOICES
 from ..modules.host.progress import show_text
+from ..modules.host.schema_extras import for_newer_pages
 
 MotionModuleType = io.Custom("FROZEN_MOTION_MODULE")
 
 
+@for_newer_pages("animate", "animatediff", "video")
 class FrozenLoadMotionModule(io.ComfyNode):
     """A motion module from a file of any AnimateDiff family, or of this pack."""
 
@@ -53,6 +55,7 @@ class FrozenLoadMotionModule(io.ComfyNode):
         return io.NodeOutput(loaded, text, ui=show_text(text, cls.hidden.unique_id))
 
 
+@for_newer_pages("animate", "animatediff", "video", "harivo")
 class FrozenApplyMotionModule(io.ComfyNode):
     """A MODEL that samples a batch of latents as a clip."""
 

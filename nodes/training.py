@@ -4,6 +4,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..modules.demo.paths import PATH_CLIPS
+from ..modules.host.schema_extras import for_newer_pages
 from ..modules.motion.recipe import HEADS, NEGATIVES, MotionRecipe
 from .training_options import LossMap, options_input, run_inputs
 
@@ -84,6 +85,10 @@ class FrozenClipDataset(io.ComfyNode):
         return io.NodeOutput(clips, text, preview_rows(clips), ui=show_text(text, cls.hidden.unique_id))
 
 
+@for_newer_pages(folded=(
+    "accumulate", "warm_start_rate", "caption_dropout", "ema", "precision",
+    "gradient_checkpointing", "checkpoint_every", "snr_limit", "trs", "trs_from", "dc",
+    "lora_rank", "noise_shift", "scattered", "pure_noise", "optimizer", "dc_negatives", "dc_head"))
 class FrozenTrainMotionModule(io.ComfyNode):
     """Trains the temporal layers on clips; the image model stays frozen."""
 
