@@ -111,7 +111,7 @@ class FrozenSaveFurryGAN(io.ComfyNode):
 
 
 @for_newer_pages("cut out", "transparent", "alpha", "rgba", folded=(
-    "mix_rows", "mix_seed", "despeckle"))
+    "mix_rows", "mix_seed", "clean_mask"))
 class FrozenGenerateForeground(io.ComfyNode):
     """Cut-outs from a seed."""
 
@@ -137,9 +137,10 @@ class FrozenGenerateForeground(io.ComfyNode):
                                        "mask alone."),
                 io.Int.Input("mix_seed", default=1, min=0, max=2**63 - 1, control_after_generate=False,
                              tooltip="Whose part it is."),
-                io.Boolean.Input("despeckle", default=True,
-                                 tooltip="Leave out specks of one or two pixels apart from the subject, which the fine "
-                                         "mask makes. Off: exactly the paper's mask."),
+                io.Boolean.Input("clean_mask", default=True,
+                                 tooltip="Leave out specks apart from the subject and the faint veil around it: "
+                                         "below 0.15 is nothing, above 0.85 is whole. Off: exactly the "
+                                         "paper's mask."),
             ],
             outputs=[
                 *layer_outputs(),
@@ -151,14 +152,14 @@ class FrozenGenerateForeground(io.ComfyNode):
 
     @classmethod
     def execute(cls, furrygan, seed: int, batch_size: int, psi_foreground: float, psi_background: float,
-                background_seed: int, mix_rows: str, mix_seed: int, despeckle: bool) -> io.NodeOutput:
+                background_seed: int, mix_rows: str, mix_seed: int, clean_mask: bool) -> io.NodeOutput:
         from ..modules.furrygan.sampling import mixed
         from ..modules.host.furrygan.apply import cut_outs, report, styles_of
         from ..modules.host.progress import show_text
         psi = psi_foreground, psi_background
         styles = styles_of(furrygan, seed, batch_size, psi, None if background_seed == OWN else background_seed)
         styles = mixed(styles, styles_of(furrygan, mix_seed, batch_size, psi), mix_rows)
-        cutouts = cut_outs(furrygan, styles, despeckle, cls.hidden.unique_id)
+        cutouts = cut_outs(furrygan, styles, clean_mask, cls.hidden.unique_id)
         text = report(cutouts)
         return io.NodeOutput(*layers_of(cutouts), styles, text, ui=show_text(text, cls.hidden.unique_id))
 
@@ -180,18 +181,18 @@ class FrozenForegroundWalk(io.ComfyNode):
                 io.Int.Input("frames", default=32, min=2, max=1024, tooltip="Of the whole loop."),
                 io.Boolean.Input("hold_background", default=True,
                                  tooltip="Keep the first one's background. Off: it walks too."),
-                io.Boolean.Input("despeckle", default=True, tooltip="As in Generate Foreground."),
+                io.Boolean.Input("clean_mask", default=True, tooltip="As in Generate Foreground."),
             ],
             outputs=[*layer_outputs(), Styles.Output(display_name="styles", tooltip="Of the frames.")],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, furrygan, styles, frames: int, hold_background: bool, despeckle: bool) -> io.NodeOutput:
+    def execute(cls, furrygan, styles, frames: int, hold_background: bool, clean_mask: bool) -> io.NodeOutput:
         from ..modules.furrygan.walk import closed_loop
         from ..modules.host.furrygan.apply import cut_outs
         loop = closed_loop(styles, frames, hold_background)
-        return io.NodeOutput(*layers_of(cut_outs(furrygan, loop, despeckle, cls.hidden.unique_id)), loop)
+        return io.NodeOutput(*layers_of(cut_outs(furrygan, loop, clean_mask, cls.hidden.unique_id)), loop)
 
 
 class FrozenForegroundSlider(io.ComfyNode):
@@ -216,20 +217,20 @@ class FrozenForegroundSlider(io.ComfyNode):
                 io.Int.Input("direction", default=0, min=0, max=1023, tooltip="0: the strongest."),
                 io.Float.Input("amount", default=2.0, min=-10.0, max=10.0, step=0.1,
                                tooltip="In standard deviations of what is usual; beyond 3 pictures break."),
-                io.Boolean.Input("despeckle", default=True, tooltip="As in Generate Foreground."),
+                io.Boolean.Input("clean_mask", default=True, tooltip="As in Generate Foreground."),
             ],
             outputs=[*layer_outputs(), Styles.Output(display_name="styles", tooltip="For another slider.")],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, furrygan, styles, layer: str, rows: str, direction: int, amount: float, despeckle: bool
+    def execute(cls, furrygan, styles, layer: str, rows: str, direction: int, amount: float, clean_mask: bool
                 ) -> io.NodeOutput:
         from ..modules.furrygan.directions import moved
         from ..modules.host.furrygan.apply import cut_outs
         furrygan.on_device()
         styles = moved(furrygan.generator, styles, layer, rows, direction, amount)
-        return io.NodeOutput(*layers_of(cut_outs(furrygan, styles, despeckle, cls.hidden.unique_id)), styles)
+        return io.NodeOutput(*layers_of(cut_outs(furrygan, styles, clean_mask, cls.hidden.unique_id)), styles)
 
 
 NODES = [FrozenLoadFurryGAN, FrozenSaveFurryGAN, FrozenGenerateForeground, FrozenForegroundWalk, FrozenForegroundSlider]

@@ -16,7 +16,8 @@ from ..seeding import stream
 from .networks import Generator, Layers, NoiseMaps, Shape, truncated
 
 SNAP = 1 / 512          # masks this near 1 are 1: pictures are cut off, not rounded, when they are saved
-SPECK, SEEN = 3, 0.1    # pixels of the smallest region that stays, and what counts as one
+VEIL = 0.15             # what counts as nothing
+SPECK, SEEN = 3 / 32, 0.25      # smallest region that stays, in pixels a pixel of the side; of pixels above
 AT_ONCE = 8 * 256 ** 2  # pixels
 ROWS = {"none": (0, 0), "pose and shape": (0, 3), "middle": (3, 7), "colour and texture": (7, -1),
         "last row": (-1, None)}     # of W+, in parts: 4 and 8, 16 and 32, finer, colours and masks
@@ -96,18 +97,18 @@ def noise_of(shape: Shape, styles: Styles, device: torch.device) -> NoiseMaps:
 
 
 @torch.no_grad()
-def render(network: Generator, styles: Styles, device: torch.device, despeckle: bool = True) -> Iterator[Cutouts]:
+def render(network: Generator, styles: Styles, device: torch.device, clean: bool = True) -> Iterator[Cutouts]:
     """Layers of some pictures after another, in float32."""
     count = min(64, max(1, AT_ONCE // network.shape.size ** 2))
     for start in range(0, len(styles), count):
         part = styles.part(start, start + count)
         layers = network(part.foreground.to(device), part.background.to(device), noise_of(network.shape, part, device))
-        yield cut_out(layers, despeckle)
+        yield cut_out(layers, clean)
 
 
-def cut_out(layers: Layers, despeckle: bool = True) -> Cutouts:
-    """Layers as pictures. Composites are put together of the mask that comes out."""
-    mask = clean_mask(layers.mask, layers.coarse) if despeckle else layers.mask
+def cut_out(layers: Layers, clean: bool = True) -> Cutouts:
+    """Layers as pictures. Composites are put together of the mask that comes out; clean: see `clean_mask`."""
+    mask = clean_mask(layers.mask) if clean else layers.mask
     mask = torch.where(mask > 1 - SNAP, 1.0, mask)
     layers = replace(layers, mask=mask)
     pictures = [((part.float() + 1) / 2).clamp(0, 1).movedim(1, -1).cpu()
@@ -121,18 +122,16 @@ def joined(parts: Sequence[Cutouts]) -> Cutouts:
                      for name in ("foreground", "background", "composite", "mask")])
 
 
-def clean_mask(mask: Tensor, coarse: Tensor) -> Tensor:
-    """Masks [B, 1, S, S] without what the fine mask adds in regions of one or two pixels apart from the coarse one.
+def clean_mask(mask: Tensor) -> Tensor:
+    """Masks [B, 1, S, S] without specks and without a veil.
 
-    The fine mask is 1 somewhere by construction, often at a single pixel.
+    Both masks are 1 somewhere by construction, at times at a single pixel: tiny regions (below 3 pixels at 32x32,
+    24 at 256x256) become 0. And only the darkest pixel of a coarse mask is 0: what is below VEIL becomes 0, what is
+    above 1 - VEIL becomes 1, and half stays half.
     """
-    cleaned = mask.clone()
-    for picture, rough in zip(cleaned[:, 0], coarse[:, 0], strict=True):
+    cleaned = ((mask - VEIL) / (1 - 2 * VEIL)).clamp(0, 1)
+    for picture in cleaned[:, 0]:
         labels, count = ndimage.label((picture > SEEN).cpu().numpy(), structure=np.ones((3, 3)))
-        numbers = np.arange(1, count + 1)
-        sizes = ndimage.sum_labels(np.ones_like(labels), labels, numbers)
-        held = ndimage.maximum((rough > 0.5).cpu().numpy(), labels, numbers)
-        specks = numbers[(np.asarray(sizes) < SPECK) & ~np.asarray(held, dtype=bool)]
-        small = torch.from_numpy(np.isin(labels, specks)).to(mask.device)
-        picture[small] = rough[small]
+        specks = np.flatnonzero(np.bincount(labels.ravel(), minlength=count + 1) < SPECK * mask.shape[-1])
+        picture[torch.from_numpy(np.isin(labels, specks)).to(mask.device)] = 0
     return cleaned

@@ -124,7 +124,7 @@ class Networks:
 
     def drawn(self, count: int, psi: float) -> Cutouts:
         styles = draw_styles(self.generator, self.file.means, SEED, range(count), (psi, psi))
-        return joined(list(render(self.generator, styles, CPU)))
+        return joined(list(render(self.generator, styles, CPU, clean=False)))
 
 
 def mask_figures(networks: Networks, judge: Teacher, count: int, psi: float) -> tuple[dict[str, float], Cutouts]:

@@ -68,7 +68,7 @@ def test_the_node_trains_and_says_what_it_decided(comfy, train, tmp_path):
     assert len(losses["loss"]) == 3 and sample.shape[0] == 1 and "11000 pictures of the sprite world, 32x32" in report
     assert "The subject fills about" in report and "phi is" in report
     drawn = comfy.run("FrozenGenerateForeground", furrygan=made, seed=0, batch_size=1, psi_foreground=1.0,
-                      psi_background=1.0, background_seed=-1, mix_rows="none", mix_seed=0, despeckle=True)
+                      psi_background=1.0, background_seed=-1, mix_rows="none", mix_seed=0, clean_mask=True)
     assert torch.isfinite(drawn[4]).all()
     again = train("sprite world", phi=0.0, steps=5)[1]["loss"]
     assert again[:3] == losses["loss"] and len(again) == 5          # it went on

@@ -20,7 +20,7 @@ from frozen_diffusion.modules.host.furrygan.files import hold_furry
 from frozen_diffusion.modules.seeding import stream
 
 DRAW = {"seed": 3, "batch_size": 2, "psi_foreground": 0.7, "psi_background": 0.7, "background_seed": -1,
-        "mix_rows": "none", "mix_seed": 1, "despeckle": True}
+        "mix_rows": "none", "mix_seed": 1, "clean_mask": True}
 
 
 @pytest.fixture(autouse=True)
@@ -99,25 +99,26 @@ def test_three_channels_lie_beside_four(comfy, furry, draw):
 def test_a_walk_closes_and_a_slider_moves_one_layer(comfy, furry, draw):
     styles = draw(furry, batch_size=3)[5]
     *layers, loop = comfy.run("FrozenForegroundWalk", furrygan=furry, styles=styles, frames=9, hold_background=True,
-                              despeckle=True)
+                              clean_mask=True)
     assert layers[4].shape == (9, 32, 32, 4) and len(loop) == 9
     plain = draw(furry, batch_size=1)
     torch.testing.assert_close(layers[0][:1], plain[0], rtol=0, atol=1e-5)
     assert (layers[1] - layers[1][:1]).abs().max() < 1e-5           # the background is held
     slid = comfy.run("FrozenForegroundSlider", furrygan=furry, styles=styles, layer="background", rows="all",
                      direction=0,
-                     amount=3.0, despeckle=True)
+                     amount=3.0, clean_mask=True)
     same = comfy.run("FrozenForegroundSlider", furrygan=furry, styles=styles, layer="foreground", rows="all",
                      direction=0,
-                     amount=0.0, despeckle=True)
+                     amount=0.0, clean_mask=True)
     torch.testing.assert_close(slid[0], same[0], rtol=0, atol=1e-6)
     assert (slid[1] - same[1]).abs().max() > 0.01
     with pytest.raises(ValueError, match="no direction 99"):
         comfy.run("FrozenForegroundSlider", furrygan=furry, styles=styles, layer="foreground", rows="all", direction=99,
-                  amount=1.0, despeckle=True)
+                  amount=1.0, clean_mask=True)
     other = hold_furry(furry_file(shape=replace(SHAPE, size=16)), "other")
     with pytest.raises(ValueError, match="styles are of another FurryGAN"):
-        comfy.run("FrozenForegroundWalk", furrygan=other, styles=styles, frames=9, hold_background=True, despeckle=True)
+        comfy.run("FrozenForegroundWalk", furrygan=other, styles=styles, frames=9, hold_background=True,
+                      clean_mask=True)
 
 
 def test_files_go_round(comfy, furry, tmp_path, draw):
@@ -214,7 +215,7 @@ def test_a_picture_is_cut_out_with_its_own_pixels(comfy, furry, draw):
     assert "picture 1: error" in report and "overlap with the mask predictor" in report
     slid = comfy.run("FrozenForegroundSlider", furrygan=furry, styles=styles, layer="foreground", rows="all",
                      direction=0,
-                     amount=0.0, despeckle=True)
+                     amount=0.0, clean_mask=True)
     torch.testing.assert_close(slid[3], mask, rtol=0, atol=1e-6)
     noise = torch.rand(1, 32, 32, 3, generator=stream("noise"))
     assert "Do not trust this mask" in comfy.run("FrozenForegroundFromImage", furrygan=furry, image=noise, steps=10,

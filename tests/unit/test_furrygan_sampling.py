@@ -96,15 +96,16 @@ def test_rows_are_mixed_where_they_are_named():
     assert taken.tolist() == [1] * count            # every row belongs to one part
 
 
-def test_specks_go_and_the_subject_stays():
-    mask, coarse = torch.zeros(2, 1, 16, 16), torch.zeros(2, 1, 16, 16)
-    coarse[:, :, 5:11, 5:11] = 1
-    mask.copy_(coarse)
+def test_specks_and_veils_go_and_the_subject_stays():
+    mask = torch.zeros(2, 1, 16, 16)
+    mask[:, :, 5:11, 5:11] = 1
     mask[0, 0, 0, 0] = 1                        # a speck
     mask[0, 0, 4, 4] = 1                        # a whisker at the subject
     mask[1, 0, 0, :5] = 0.9                     # a line by itself
-    cleaned = clean_mask(mask, coarse)
-    assert cleaned[0, 0, 0, 0] == 0 and cleaned[0, 0, 4, 4] == 1 and torch.equal(cleaned[1], mask[1])
+    cleaned = clean_mask(mask)
+    assert not cleaned[0, 0, 0].any() and cleaned[0, 0, 4, 4] == 1 and (cleaned[1] == (mask[1] > 0)).all()
+    veiled = clean_mask(torch.tensor([0.1, 0.5, 0.325, 0.9]).expand(1, 1, 4, 4))
+    torch.testing.assert_close(veiled[0, 0, 0], torch.tensor([0, 0.5, 0.25, 1]))
 
 
 def test_near_one_is_one_and_the_paper_is_a_switch():
@@ -115,7 +116,7 @@ def test_near_one_is_one_and_the_paper_is_a_switch():
     speck = torch.zeros(1, 1, 16, 16)
     speck[..., 3, 3] = 0.8
     layers = replace(layers, mask=speck, coarse=torch.zeros_like(speck))
-    assert cut_out(layers).mask.amax() == 0 and cut_out(layers, despeckle=False).mask.amax() == pytest.approx(0.8)
+    assert cut_out(layers).mask.amax() == 0 and cut_out(layers, clean=False).mask.amax() == pytest.approx(0.8)
 
 
 def test_a_loop_is_closed_smooth_and_passes_its_anchors(furry):

@@ -18,7 +18,7 @@ def styles_of(loaded: LoadedFurry, seed: int, count: int, psi: tuple[float, floa
     return draw_styles(loaded.generator, loaded.means, seed, range(count), psi, background_seed)
 
 
-def cut_outs(loaded: LoadedFurry, styles: Styles, despeckle: bool = True, node_id: str | None = None) -> Cutouts:
+def cut_outs(loaded: LoadedFurry, styles: Styles, clean: bool = True, node_id: str | None = None) -> Cutouts:
     """The layers of styles. Raises ValueError for styles of another FurryGAN."""
     shape = loaded.file.shape
     wanted = ((shape.rows, shape.foreground), (shape.rows, shape.background))
@@ -27,7 +27,7 @@ def cut_outs(loaded: LoadedFurry, styles: Styles, despeckle: bool = True, node_i
         raise ValueError(f"The styles are of another FurryGAN: theirs are {given}, {loaded.source} has {wanted}. Make "
                          "them with the same.")
     device, parts, bar = loaded.on_device(), [], ProgressBar(len(styles), node_id)
-    for part in render(loaded.generator, styles, device, despeckle):
+    for part in render(loaded.generator, styles, device, clean):
         comfy.model_management.throw_exception_if_processing_interrupted()
         parts.append(part)
         bar.update(len(part.mask))

@@ -10,12 +10,12 @@ SMALL = ("The FurryGAN of the pack draws emoji of 64x64, for it was trained on t
 PAGES = "- Masks are **1 = foreground**: *Join Image with Alpha* wants *Invert Mask* before it.\n- "
 
 
-def subjects(count: int = COUNT, seed: int = 3, **changed) -> dict:
+def subjects(count: int = COUNT, seed: int = 6, **changed) -> dict:
     """The shipped FurryGAN, and cut-outs of a seed."""
     return {"furry": node("FrozenLoadFurryGAN", furrygan_file=SHIPPED),
             "subjects": node("FrozenGenerateForeground", furrygan=["furry", 0], **{
                 "seed": seed, "batch_size": count, "psi_foreground": 0.7, "psi_background": 0.7, "background_seed": -1,
-                "mix_rows": "none", "mix_seed": 1, "despeckle": True} | changed)} | text_of("subjects", 6)
+                "mix_rows": "none", "mix_seed": 1, "clean_mask": True} | changed)} | text_of("subjects", 6)
 
 
 def rows_of(label: str, key: str, rows: int, columns: int) -> list[tuple[str, ...]]:
@@ -50,7 +50,7 @@ def cut_outs() -> Template:
 def walking_loop() -> Template:
     graph = subjects(4, 7) | {
         "walk": node("FrozenForegroundWalk", furrygan=["furry", 0], styles=["subjects", 5], frames=32, hold_background=True,
-                     despeckle=True),
+                     clean_mask=True),
         "webp": node("SaveAnimatedWEBP", images=["walk", 4], filename_prefix="furrygan/walk", fps=12.0, lossless=True,
                      quality=90, method="default"),
         "large": larger("walk", 2, 2.0), "shown": node("PreviewImage", images=["large", 0])}
@@ -64,26 +64,24 @@ def walking_loop() -> Template:
 
 
 def image_to_alpha() -> Template:
-    graph = image_graph("a large panda in the middle of a yellow plain background") | {
-        "crop": node("ImageCrop", image=["decode", 0], width=72, height=72, x=28, y=28),
-        "furry": node("FrozenLoadFurryGAN", furrygan_file=SHIPPED),
-        "found": node("FrozenForegroundFromImage", furrygan=["furry", 0], image=["crop", 0], steps=300, guide=0.1, seed=0),
-        "hint": node("FrozenMaskHint", furrygan=["furry", 0], image=["crop", 0]),
+    graph = subjects(1, 2, psi_foreground=1.0, psi_background=1.0) | {
+        "found": node("FrozenForegroundFromImage", furrygan=["furry", 0], image=["subjects", 0], steps=300, guide=0.1, seed=5),
+        "hint": node("FrozenMaskHint", furrygan=["furry", 0], image=["subjects", 0]),
         "hint picture": node("MaskToImage", mask=["hint", 0]), "mask picture": node("MaskToImage", mask=["found", 1]),
-        "shown": node("PreviewImage", images=["crop", 0]), "shown composite": node("PreviewImage", images=["found", 4]),
+        "shown": node("PreviewImage", images=["subjects", 0]), "shown composite": node("PreviewImage", images=["found", 4]),
         "shown mask": node("PreviewImage", images=["mask picture", 0]),
         "shown hint": node("PreviewImage", images=["hint picture", 0]),
         "save": node("SaveImage", images=["found", 0], filename_prefix="furrygan/from_image")} | text_of("found", 6)
     return Template(
         graph, "cuts a picture out: the generator searches how it would have drawn it, and its mask comes with it.",
-        "the green *Prompt*, or put *Load Image* in the place of *Image Crop*. Then press **Run**.", "a minute",
-        [[{}, {"1 Picture": ["world", "positive", "crop"]}, {"3 Result": ["save"]}],
-         [{"2 Search": ["furry", "found", "found report", "hint"]},
-          {"4 Look": ["shown", "shown composite", "mask picture", "shown mask", "hint picture", "shown hint"]},
-          {"5 Sampling": ["negative", "latent", "sampler", "decode"]}]],
-        "positive", "save",
-        ("The cut-out keeps the picture's own pixels. The report says when a mask is not to be trusted: for pictures of other things "
-         "than emoji that fill 60 % of the frame, that is always. The hint is what the discriminator sees in one pass. " + SMALL,),
+        "put *Load Image* in the place of *Generate Foreground*, which stands in for a picture of yours. Then press **Run**.", "a minute",
+        [[{}, {"1 Picture": ["furry", "subjects"]}, {"2 Search": ["found"]}, {"3 Result": ["save"]}],
+         [{"4 Look": ["shown", "shown composite", "mask picture", "shown mask", "hint", "hint picture", "shown hint"]},
+          {"5 Reports": ["found report", "subjects report"]}]],
+        "found", "save",
+        ("The search sees the picture alone, and starts from other noise. The cut-out keeps the picture's own pixels. The report says when "
+         "a mask is not to be trusted: for pictures of other things than emoji that fill 60 % of the frame, that is always. On new emoji "
+         "masks are still rough (README). " + SMALL,),
         {"shown composite": "As the generator draws it", "shown hint": "Mask hint", "shown mask": "Mask", "shown": "Picture"},
         thumbnail=[("picture", "shown"), ("its mask", "shown mask")])
 
@@ -94,7 +92,7 @@ def foreground_over_picture() -> Template:
                            resize_source=False),
                 f"{name} large": larger(name, 0, 2.0), f"{name} shown": node("PreviewImage", images=[f"{name} large", 0])}
 
-    graph = image_graph("a small house on the left of a black plain background") | subjects(1, 3) | {
+    graph = image_graph("a large dog on the left of a blue plain background") | subjects(1, 1) | {
         "clean": node("FrozenDecontaminateEdges", image=["subjects", 0], mask=["subjects", 3]),
     } | pasted("raw", ["subjects", 0]) | pasted("cleaned", ["clean", 0])
     return Template(
@@ -113,10 +111,10 @@ def foreground_over_picture() -> Template:
 def foreground_sliders() -> Template:
     def slider(name: str, amount: float) -> dict:
         return {name: node("FrozenForegroundSlider", furrygan=["furry", 0], styles=["subjects", 5], layer="foreground",
-                           rows="all", direction=0, amount=amount, despeckle=True),
+                           rows="all", direction=0, amount=amount, clean_mask=True),
                 f"{name} large": larger(name, 2, 2.0), f"{name} shown": node("PreviewImage", images=[f"{name} large", 0])}
 
-    graph = subjects(4, 3) | slider("less", -2.0) | slider("more", 2.0) | {
+    graph = subjects(4, 6) | slider("less", -2.0) | slider("more", 2.0) | {
         "large": larger("subjects", 2, 2.0), "shown": node("PreviewImage", images=["large", 0])}
     return Template(
         graph, "moves subjects along a direction that the generator's own layers change most; nothing is trained.",
