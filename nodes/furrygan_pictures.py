@@ -130,7 +130,7 @@ class FrozenSegmentationPairs(io.ComfyNode):
                                tooltip="1: as varied as the training pictures. 0.7: better masks."),
                 io.String.Input("filename_prefix", default="furrygan/pairs", tooltip="Inside the output folder."),
             ],
-            outputs=[io.String.Output(display_name="folder", tooltip="Where they are.")],
+            outputs=[io.String.Output(display_name="path", tooltip="Of the folder.")],
             hidden=[io.Hidden.unique_id],
         )
 

@@ -82,7 +82,8 @@ def image_to_alpha() -> Template:
         ("The search sees the picture alone, and starts from other noise. The cut-out keeps the picture's own pixels. The report says when "
          "a mask is not to be trusted: for pictures of other things than emoji that fill 60 % of the frame, that is always. On new emoji "
          "masks are still rough (README). " + SMALL,),
-        {"shown composite": "As the generator draws it", "shown hint": "Mask hint", "shown mask": "Mask", "shown": "Picture"},
+        {"shown composite": "As the generator draws it", "shown hint": "Mask hint", "shown mask": "Mask", "shown": "Picture",
+         "hint picture": "Hint as a picture", "mask picture": "Mask as a picture"},
         thumbnail=[("picture", "shown"), ("its mask", "shown mask")])
 
 
@@ -105,7 +106,7 @@ def foreground_over_picture() -> Template:
         ("Look at the subject's edge. The cleaned picture has no halo of the background that the generator invented. With a checkpoint "
          "of your own: sample over it once more with little denoise, so that light and grain fit. " + SMALL,),
         {"raw": "Composite: as drawn", "cleaned": "Composite: edges cleaned", "raw shown": "As drawn",
-         "cleaned shown": "Edges cleaned"}, thumbnail=[("as drawn", "raw shown"), ("edges cleaned", "cleaned shown")])
+         "cleaned shown": "Edges cleaned", "raw large": "Larger: as drawn", "cleaned large": "Larger: cleaned"}, thumbnail=[("as drawn", "raw shown"), ("edges cleaned", "cleaned shown")])
 
 
 def foreground_sliders() -> Template:
@@ -124,7 +125,7 @@ def foreground_sliders() -> Template:
           {"5 Compare": ["less shown", "shown", "large", "more large", "subjects report"]}]],
         "more", "more shown", ("Try directions 0 to 9, and **layer** background: the subject and its mask then stay as they are. "
                                + SMALL,),
-        {"less": "Slider: less", "more": "Slider: more", "less shown": "Less", "more shown": "More", "shown": "As they were"},
+        {"less large": "Larger: less", "more large": "Larger: more", "large": "Larger: as they were", "less": "Slider: less", "more": "Slider: more", "less shown": "Less", "more shown": "More", "shown": "As they were"},
         thumbnail=[("less", "less shown"), ("as they were", "shown"), ("more", "more shown")])
 
 
@@ -143,7 +144,8 @@ def segmentation_pairs() -> Template:
          [{"2 The first ones": ["subjects", "subjects report", "mask picture", "large", "large masks"]}]],
         "pairs", "shown masks", ("Pair *k* of a seed is always the same. With **psi** 0.7 the masks are better and the pictures less "
                                  "varied. " + SMALL,),
-        {"shown": "Pictures", "shown masks": "Masks"}, thumbnail=rows_of("pictures", "shown", 1, 4) + rows_of("masks", "shown masks", 1, 4))
+        {"shown": "Pictures", "shown masks": "Masks", "mask picture": "Masks as pictures", "large": "Larger: pictures",
+         "large masks": "Larger: masks"}, thumbnail=rows_of("pictures", "shown", 1, 4) + rows_of("masks", "shown masks", 1, 4))
 
 
 def train_furrygan() -> Template:
