@@ -67,8 +67,9 @@ class FrozenLoadFurryGAN(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, furrygan_file: str) -> str:
-        from ..modules.host.furrygan.files import state_of
-        return state_of(furrygan_file)
+        from ..modules.host.files import state_of
+        from ..modules.host.furrygan.files import find_furry
+        return state_of(furrygan_file, find_furry)
 
     @classmethod
     def execute(cls, furrygan_file: str) -> io.NodeOutput:

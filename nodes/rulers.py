@@ -57,8 +57,9 @@ class FrozenLoadRuler(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, ruler_file: str) -> str:
-        from ..modules.host.metrics.rulers import ruler_state
-        return ruler_state(ruler_file)
+        from ..modules.host.files import state_of
+        from ..modules.host.metrics.rulers import find_ruler
+        return state_of(ruler_file, find_ruler)
 
     @classmethod
     def execute(cls, ruler_file: str) -> io.NodeOutput:

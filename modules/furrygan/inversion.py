@@ -60,8 +60,8 @@ def invert(network: Generator, discriminator: Discriminator, means: Means, pictu
     """
     device, count = pictures.device, len(pictures)
     with torch.no_grad():
-        features, hint = compared(discriminator.features(pictures)), discriminator.mask_of(
-            discriminator.features(pictures))
+        seen = discriminator.features(pictures)
+        features, hint = compared(seen), discriminator.mask_of(seen)
     mean, mean_bg = (part.to(device).float()[None, None].expand(count, network.shape.rows, -1) for part in means)
     w, w_bg = mean.clone().requires_grad_(), mean_bg.clone().requires_grad_()
     styles = Styles(w, w_bg, [(seed, 0)] * count)

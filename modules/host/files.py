@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import folder_paths
@@ -35,10 +35,10 @@ def find_file(name: str) -> Path:
                             "node showed, e.g. h_traces/trace_00001_.safetensors.")
 
 
-def state_of(name: str) -> str:
-    """What changes when the file does, for the host's cache."""
+def state_of(name: str, find: Callable[[str], Path] = find_file) -> str:
+    """What changes when the file that `find` finds does, for the host's cache."""
     try:
-        status = find_file(name).stat()
+        status = find(name).stat()
     except FileNotFoundError:
         return ""
     return f"{status.st_mtime_ns} {status.st_size}"

@@ -102,15 +102,6 @@ def find_furry(name: str) -> Path:
     return Path(folder_paths.get_full_path_or_raise(FOLDER, name))
 
 
-def state_of(name: str) -> str:
-    """What changes when the file does."""
-    try:
-        status = find_furry(name).stat()
-    except FileNotFoundError:
-        return ""
-    return f"{status.st_mtime_ns} {status.st_size}"
-
-
 def load_furry(path: Path) -> LoadedFurry:
     """Read a file of ours or an official checkpoint. Raises FurryFileError."""
     return hold_furry(read_furry_file(path), path.name)

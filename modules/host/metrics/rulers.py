@@ -27,15 +27,6 @@ def find_ruler(name: str) -> Path:
     return path
 
 
-def ruler_state(name: str) -> str:
-    """What changes when the file does."""
-    try:
-        status = find_ruler(name).stat()
-    except FileNotFoundError:
-        return ""
-    return f"{status.st_mtime_ns} {status.st_size}"
-
-
 def ruler_text(ruler: Ruler) -> str:
     """In words."""
     return (f"{len(ruler.names)} attributes (list {ruler.list_hash}, text centre {ruler.text_centre}), 0 is the mean "
