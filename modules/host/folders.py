@@ -1,6 +1,8 @@
 """The pack's own weights in the host's folders, so that the host's loaders list them beside the user's files."""
 from __future__ import annotations
 
+from pathlib import Path
+
 import folder_paths
 
 from .boot import PACK
@@ -12,3 +14,12 @@ def register_weights() -> None:
     """Add `weights/loras` and `weights/controlnet` to where Load LoRA and Load ControlNet Model look."""
     for key in ("loras", "controlnet"):
         folder_paths.add_model_folder_path(key, str(WEIGHTS / key))
+
+
+def register_models(folder: str, *others: Path) -> None:
+    """Make the host know models/FOLDER, and other folders, as the place of a kind of model."""
+    for path in (Path(folder_paths.models_dir) / folder, *others):
+        folder_paths.add_model_folder_path(folder, str(path))
+    paths, endings = folder_paths.folder_names_and_paths[folder]
+    if not endings:
+        folder_paths.folder_names_and_paths[folder] = (paths, folder_paths.supported_pt_extensions)

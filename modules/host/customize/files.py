@@ -22,7 +22,7 @@ from ...customize.files import (
 from ...customize.names import SPATIAL, TEMPORAL
 from ...motion.motion_lora import SUM_LIMIT, MotionLoRA, by_block, fitting, strength_curve
 from ..files import next_file
-from ..folders import WEIGHTS
+from ..folders import WEIGHTS, register_models
 from ..motion.apply import LoadedMotion
 
 FOLDER = "animatediff_motion_lora"          # where users of AnimateDiff have theirs
@@ -32,10 +32,7 @@ SHIPPED_FOLDER = WEIGHTS / "motion_loras"
 
 def register_folder() -> None:
     """Make the host know the folder, with the endings of model files."""
-    folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
-    paths, endings = folder_paths.folder_names_and_paths[FOLDER]
-    if not endings:
-        folder_paths.folder_names_and_paths[FOLDER] = (paths, folder_paths.supported_pt_extensions)
+    register_models(FOLDER)
 
 
 def list_motion_loras() -> list[str]:

@@ -18,7 +18,7 @@ from ...furrygan.networks import Generator
 from ...furrygan.sampling import Means
 from ...furrygan.training import latent_means
 from ..files import next_file
-from ..folders import WEIGHTS
+from ..folders import WEIGHTS, register_models
 
 FOLDER = "furrygan"                 # below the host's models folder, and below its output folder
 SHIPPED = "frozen-diffusion/"       # marks files of the pack in the list
@@ -74,11 +74,7 @@ def hold_furry(file: FurryFile, source: str) -> LoadedFurry:
 
 def register_folder() -> None:
     """Make the host know where FurryGANs are."""
-    for folder in (Path(folder_paths.models_dir) / FOLDER, Path(folder_paths.get_output_directory()) / FOLDER):
-        folder_paths.add_model_folder_path(FOLDER, str(folder))
-    paths, endings = folder_paths.folder_names_and_paths[FOLDER]
-    if not endings:
-        folder_paths.folder_names_and_paths[FOLDER] = (paths, folder_paths.supported_pt_extensions)
+    register_models(FOLDER, Path(folder_paths.get_output_directory()) / FOLDER)
 
 
 def is_furry(path: Path) -> bool:

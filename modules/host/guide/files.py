@@ -19,7 +19,7 @@ from ...guide.files import FORMAT, FULL, GuideConfig, read_guide, write_guide
 from ...guide.networks import TinyGuide
 from ...guide.shape import shape_of
 from ..files import next_file
-from ..folders import WEIGHTS
+from ..folders import WEIGHTS, register_models
 from .full import FullGuide
 
 FOLDER = "guide_models"             # below the host's models folder
@@ -99,10 +99,7 @@ def family_of(model) -> str:
 
 def register_folder() -> None:
     """Make the host know where guide models are."""
-    folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
-    paths, endings = folder_paths.folder_names_and_paths[FOLDER]
-    if not endings:
-        folder_paths.folder_names_and_paths[FOLDER] = (paths, folder_paths.supported_pt_extensions)
+    register_models(FOLDER)
 
 
 def is_guide(path: Path) -> bool:

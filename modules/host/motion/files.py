@@ -10,7 +10,7 @@ import folder_paths
 from ...motion.detect import describe
 from ...motion.files import MotionReport, is_our_file, read_motion_file, write_motion_file
 from ..files import next_file
-from ..folders import WEIGHTS
+from ..folders import WEIGHTS, register_models
 from .apply import LoadedMotion, hold_motion
 
 FOLDER = "animatediff_models"       # users have their motion modules there
@@ -19,10 +19,7 @@ SHIPPED = "frozen-diffusion/"       # marks files of the pack in the list
 
 def register_folder() -> None:
     """Make the host know the folder, as other motion packs do, with the endings of model files."""
-    folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
-    paths, endings = folder_paths.folder_names_and_paths[FOLDER]
-    if not endings:
-        folder_paths.folder_names_and_paths[FOLDER] = (paths, folder_paths.supported_pt_extensions)
+    register_models(FOLDER)
 
 
 def list_motion_files() -> list[str]:
