@@ -3,10 +3,12 @@
 2000 pictures a set, the shipped list. `hcs_auc`, `worst_auc`: finding the true attribute, mean and worst of 40;
 `clipscore_auc` with plain CLIPScore. `monotone`: of 8 attributes, SaD rises with a share of 50 to 90 % and ranks first.
 `pair_first`: of 8 pairs coupled the other way round at equal marginals, PaD ranks the pair first and at ten times its
-floor or more (an opposite of two values is the same finding). `sign_right` of both ways of all injections.
-`false_alarms`: share of attributes that are called significant between two sets of one law, 200 pictures each;
-`raw_alarms` before Benjamini and Hochberg. `power`: one attribute's share moved from 1/8 to 1/4 is found; `power_alone`
-and nothing else. FROZEN_BENCH_QUICK=1: a fifth of the pictures and repetitions.
+floor or more (an opposite of two values is the same finding).
+Half of the pictures have each value: (large, blue) comes second there, behind (small, red). With each value at its
+share of the world it comes first, and (green, plain) second, behind (pink, plain): a colour shows in its opposite too.
+`sign_right` of both ways of all injections. `false_alarms`: share of attributes that are called significant between two
+sets of one law, 200 pictures each; `raw_alarms` before Benjamini and Hochberg. `power`: one attribute's share moved
+from 1/8 to 1/4 is found; `power_alone` and nothing else. FROZEN_BENCH_QUICK=1: a fifth of the pictures and repetitions.
 About 15 minutes. Name: metrics-truth.
 """
 from __future__ import annotations
