@@ -1,7 +1,6 @@
 """First noise of clips as the host's NOISE, and FreeInit as a SAMPLER around another."""
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import comfy.model_sampling
@@ -13,6 +12,7 @@ from torch import Tensor
 from ..clips.noise import clip_noise, freeinit_mix, low_pass
 from ..seeding import stream
 from .clips import clips_of, rows_of
+from .progress import warn
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class FreeInit(comfy.samplers.Sampler):
         flow = isinstance(model_wrap.inner_model.model_sampling, comfy.model_sampling.CONST)
         weight = (1 - sigma if flow else 1) / sigma             # of x0 beside unit noise
         if weight == 0:
-            logging.warning("Frozen Diffusion: a flow model's first noise level holds nothing of a clip, so FreeInit "
-                            "has nothing to keep; it samples once. Start a little lower (denoise 0.95).")
+            warn("A flow model's first noise level holds nothing of a clip, so FreeInit has nothing to keep; it "
+                 "samples once. Start a little lower (denoise 0.95).")
         iterations = self.iterations if weight else 1
         first, seed, mean = noise.clone(), extra_args.get("seed") or 0, 0 if latent_image is None else latent_image
         for iteration in range(iterations):

@@ -21,10 +21,14 @@ import torch
 from comfy.cldm.cldm import ControlNet
 from comfy.clip_vision import ClipVisionModel
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.patcher_extension import WrappersMP
 
 from ..demo import models
 from ..demo.vae import SpriteVAE
 from .folders import WEIGHTS
+from .progress import warn
+
+LARGEST = 256       # pixels a side; beyond it sprites fall to pieces
 
 
 def read_weights(name: str) -> dict[str, torch.Tensor]:
@@ -75,6 +79,8 @@ def build_model(unet_state: dict[str, torch.Tensor], dtype: torch.dtype | None =
     config = comfy.supported_models.SD15({**models.UNET, "dtype": dtype or torch.float32})
     config.set_inference_dtype(dtype or torch.float32, None)
     load, offload = comfy.model_management.get_torch_device(), comfy.model_management.unet_offload_device()
+    config.latent_format.latent_rgb_factors, config.latent_format.latent_rgb_factors_bias = models.LATENT_RGB
+    config.latent_format.taesd_decoder_name = None      # that of SD1.5 cannot read these latents
     model = config.get_model({}, "", device=offload)
     model.diffusion_model.load_state_dict(unet_state)
     return comfy.model_patcher.ModelPatcher(model.eval(), load_device=load, offload_device=offload)
@@ -127,7 +133,17 @@ def load_unet(disable_dynamic: bool = False):
     """The sprite-world MODEL, never a dynamic one. It says how it is loaded anew, as newer hosts do for Train LoRA."""
     model = build_model(read_weights("sprite_unet"))
     model.cached_patcher_init = load_unet, ()
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "frozen_sprite_world", warn_of_size)
     return model
+
+
+def warn_of_size(executor, noise: torch.Tensor, *args, **kwargs):
+    """OUTER_SAMPLE: say that the world is small. The host's own Empty Latent Image begins at 512x512."""
+    height, width = (8 * side for side in noise.shape[-2:])
+    if max(height, width) > LARGEST:
+        warn(f"Sprite world draws pictures of 128x128; this one is {width}x{height}, where it draws blobs. Set width "
+             "and height of Empty Latent Image to 128.")
+    return executor(noise, *args, **kwargs)
 
 
 def load_sprite_world():

@@ -1,10 +1,9 @@
 """A guider of ours for runs without guidance, and what the hooks on its prompt allow."""
 from __future__ import annotations
 
-import logging
-
 import comfy.samplers
 
+from .progress import warn
 from .weights import weight_hooks
 
 
@@ -17,8 +16,8 @@ def guider_of(model, positive) -> comfy.samplers.CFGGuider:
     guider.inner_set_conds({"positive": positive})
     if model.model_options.get("disable_cfg1_optimization"):
         guider.inner_set_conds({"negative": positive})
-        logging.warning("Frozen Diffusion: a guidance node on the MODEL asks for a negative prompt where there is "
-                        "none; it gets the prompt itself. Connect the MODEL from before that node to go without it.")
+        warn("A guidance node on the MODEL asks for a negative prompt where there is none; it gets the prompt itself. "
+             "Connect the MODEL from before that node to go without it.")
     guider.set_cfg(1.0)
     return guider
 

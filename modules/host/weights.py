@@ -6,7 +6,6 @@ The first three are read here; where the last one is met, reading is refused.
 """
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import blake2b
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from ..files.provenance import same_model, tells_weights
 from .clips import MOTION, has_motion_module
+from .progress import warn
 
 PREFIX = "diffusion_model."
 COMPILED = "_orig_mod."     # in the names of a compiled network's weights
@@ -141,8 +141,8 @@ def weights_told(model, conds: Iterable[Mapping]) -> dict[str, str]:
     if is_readable(model):
         told["model"] = model_identity(model)
     else:
-        logging.warning("Frozen Diffusion: the MODEL has a LoRA in bypass mode, so that what is recorded does not name "
-                        "it; whether it is used with the same MODEL is not checked.")
+        warn("The MODEL has a LoRA in bypass mode, so that what is recorded does not name it; whether it is used with "
+             "the same MODEL is not checked.")
     return told | ({"hooks": hooks} if hooks else {})
 
 

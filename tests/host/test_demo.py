@@ -54,6 +54,19 @@ def test_the_world_comes_as_a_checkpoint_would(comfy):
     assert vision.encode_image(pixels)["image_embeds"].shape == (8, models.CONTEXT)
 
 
+def test_live_previews_have_the_colours_of_the_picture(comfy):
+    """The host's fast previews map a latent's channels to RGB; SD1.5's factors would show other colours."""
+    model, _, vae, _ = demo.load_sprite_world()
+    pixels = (signed(draw_pool(32, 0, seed=5).pixels) / 2 + 0.5)
+    latents = model.model.process_latent_in(vae.encode(pixels.movedim(1, -1)))
+    form = model.model.latent_format
+    shown = torch.nn.functional.linear(latents.movedim(1, -1), torch.tensor(form.latent_rgb_factors).T,
+                                       torch.tensor(form.latent_rgb_factors_bias)).movedim(-1, 1)
+    true = torch.nn.functional.avg_pool2d(pixels, 8) * 2 - 1
+    left = (shown - true).square().mean() / (true - true.mean((0, 2, 3), keepdim=True)).square().mean()
+    assert left < 0.25 and form.taesd_decoder_name is None
+
+
 @pytest.mark.parametrize(("width", "height", "colour"), [(192, 128, "red"), (256, 256, "blue")])
 def test_bigger_pictures_than_it_was_trained_on(comfy, width, height, colour):
     """They come in their size and before the background asked for (sprite_world.md 5)."""

@@ -79,3 +79,65 @@ def test_a_bad_gamma_is_an_error_though_the_rest_could_run(server, gamma, senten
              "shown": node("PreviewImage", images=["decode", 0])}
     with pytest.raises(ExecutionFailed, match=f"FrozenInjectHSpace.*gamma is .*{sentence}"):
         server.submit(graph)
+
+
+def test_warnings_stand_under_the_sampler_that_they_are_about(server):
+    """What runs, but not as somebody wanted it: too large a picture, no motion module, a clip of one frame."""
+    def sampled(model: str, width: int) -> dict:
+        return {"latent": node("EmptyLatentImage", width=width, height=width, batch_size=1),
+                "prompt": node("CLIPTextEncode", clip=["world", 1], text=""),
+                "result": node("KSampler", model=[model, 0], positive=["prompt", 0], negative=["prompt", 0],
+                               latent_image=["latent", 0], seed=1, steps=1, cfg=1.0, sampler_name="euler",
+                               scheduler="normal", denoise=1.0),
+                "decode": node("VAEDecode", samples=["result", 0], vae=["world", 2]),
+                "shown": node("PreviewImage", images=["decode", 0])}
+
+    def said(graph: dict) -> str:
+        texts = {}
+        server.submit(graph, lambda kind, data: kind == "progress_text" and texts.update({data["node"]: data["text"]}))
+        return texts.get("result", "")
+
+    world = {"world": node("FrozenLoadSpriteWorld")}
+    smooth = {"smooth": node("FrozenMitigatingGradient", model=["world", 0], alpha=40.0, mode="fast", order=1,
+                             start_percent=0.0, end_percent=1.0, frames_per_clip=0, locked_frames="")}
+    moving = {"module": node("FrozenLoadMotionModule", motion_file=MOTION),
+              "moving": node("FrozenApplyMotionModule", model=["world", 0], motion_module=["module", 0], strength=1.0,
+                             frames_per_clip=0, start_percent=0.0, end_percent=1.0, beta_schedule="auto",
+                             groupnorm="official")}
+    assert said(world | sampled("world", 128)) == ""
+    both = said(world | smooth | sampled("smooth", 264))
+    assert [line.partition(":")[0] for line in both.splitlines()] == ["Warning", "Warning"]
+    assert "this one is 264x264" in said(world | sampled("world", 264))
+    assert "no motion module" in said(world | smooth | sampled("smooth", 64))
+    assert "a single frame" in said(world | moving | sampled("moving", 64))
+
+
+@pytest.mark.parametrize("loader", ["FrozenLoadHTrace", "FrozenLoadBasis"])
+def test_a_path_that_is_in_no_list_gets_its_sentence(server, loader):
+    """Workflows of before the lists have paths of their own: they are looked for, not refused as no choice."""
+    graph = {"loaded": node(loader, file="my/old_00001_.safetensors"),
+             "kept": node("FrozenSaveHTrace" if "Trace" in loader else "FrozenSaveBasis", filename_prefix="again",
+                          **{"trace" if "Trace" in loader else "basis": ["loaded", 0]})}
+    with pytest.raises(ExecutionFailed, match="There is no file 'my/old_00001_.safetensors'"):
+        server.submit(graph)
+
+
+def test_lists_hold_the_files_of_their_kind(comfy, tmp_path, monkeypatch):
+    """The newest first, by the path that the loader takes; others' files and damaged ones are not there."""
+    import os
+
+    import torch
+    from safetensors.torch import save_file
+
+    from frozen_diffusion.modules.host.files import find_file, saved_files
+    for kind in ("output", "input"):
+        monkeypatch.setattr(comfy.folder_paths, f"{kind}_directory", str(tmp_path / kind))
+    assert saved_files("ours", "kept/example.safetensors") == ["kept/example.safetensors"]
+    for age, (name, told) in enumerate([("input/b", "ours"), ("output/deep/er/a", "ours"), ("output/c", "others")]):
+        path = tmp_path / f"{name}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"x": torch.zeros(1)}, path, {"format": told})
+        os.utime(path, (age, age))
+    (tmp_path / "output" / "broken.safetensors").write_bytes(b"no header")
+    found = saved_files("ours", "kept/example.safetensors")
+    assert found == ["deep/er/a.safetensors", "b.safetensors"] and all(find_file(name).is_file() for name in found)

@@ -81,7 +81,8 @@ def main() -> int:
         parser.error(str(error))
     print("starting ComfyUI", flush=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))     # so that the server is stopped with us
-    with Server(LINK, OUTPUT, options.port or free_port()) as server:
+    shown = ("--preview-method", "auto") if options.ui else ()      # pictures while they are sampled
+    with Server(LINK, OUTPUT, options.port or free_port(), shown) as server:
         return stay(server, path.stem) if options.ui else demo(server, path)
 
 

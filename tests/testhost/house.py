@@ -20,7 +20,8 @@ FLOORS = [["curve", "files", "pictures", "seeding"], ["hspace", "basis", "metric
           ["motion", "guide", "customize", "furrygan"], ["host"], [f"host/{method}" for method in sorted(METHODS)],
           ["nodes", "demo_training"], ["cli"]]          # from the lowest up; imports run down
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-HOST = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "latent_preview", "nodes", "server", "execution"}
+HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "latent_preview", "nodes",
+        "server"}
 OF_HOST = {"torch", "PIL", "av", "kornia", "scipy", "tqdm", "transformers"}      # which its requirements ask for
 # What the house used to say (names in code) and what the field says.
 NAMES = {

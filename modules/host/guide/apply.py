@@ -6,7 +6,6 @@ no difference instead of an empty one. Around the U-Net, the guide's residuals j
 """
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from torch import Tensor
 from ...guide.files import GuideConfig, marks_of_text
 from ...guide.networks import Walk
 from ..calls import PROMPT, Chunk, chunks_of, know_roles, unknown_role
+from ..progress import warn
 from ..schedules import check_percents
 from .files import LoadedGuide, check_fit
 from .inject import Injection
@@ -169,7 +169,7 @@ class GuideRun:
         if text in self.warned:
             return
         self.warned.add(text)
-        logging.warning("Frozen Diffusion: %s", text)
+        warn(text)
         if self.report is not None:
             self.report.notes.append(text)
 

@@ -5,7 +5,6 @@ neither change what is read nor miss what is replaced. It lives as long as the r
 """
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +18,7 @@ from ...files.provenance import same_model, tells_weights
 from ...hspace.slerp import angles, inject, norms
 from ...hspace.trace import FAR_STEP, H, HTrace, TraceError, check_channels, skip
 from ..calls import Chunk, chunks_of
+from ..progress import warn
 from ..weights import hooks_identity, model_identity, same_hooks
 
 BOTH, COND, UNCOND = "both", "cond", "uncond"
@@ -164,7 +164,7 @@ class Injection:
         """Once a run."""
         if text not in self.warned:
             self.warned.add(text)
-            logging.warning("Frozen Diffusion: %s.", text)
+            warn(f"{text}.")
 
 
 class HSpaceTap:
@@ -208,8 +208,8 @@ def check_model(trace: HTrace, model, check: str, prompts: Sequence[Mapping] | N
     """
     for provenance in [part.provenance for part in trace.parts if check != SHAPES and "model" in part.provenance]:
         if not tells_weights(provenance["model"]):
-            logging.warning("Frozen Diffusion: the trace is of an older version of the pack; whether it was recorded "
-                            "on this MODEL cannot be checked.")
+            warn("The trace is of an older version of the pack; whether it was recorded on this MODEL cannot be "
+                 "checked.")
             continue
         hooks = provenance.get("hooks", "") if prompts is None else hooks_identity(prompts)
         same = same_model(provenance["model"], model_identity(model))
@@ -228,4 +228,4 @@ def check_steps(trace: HTrace, times: Sequence[float], check: str) -> None:
                     "sigmas of Invert (DDIM), or record with more steps")
             if check == STRICT:
                 raise TraceError(f"{text}, or set check to model.")
-            logging.warning("Frozen Diffusion: %s.", text)
+            warn(f"{text}.")

@@ -1,7 +1,6 @@
 """Sampling with injected features in the host: the SAMPLER, the MODEL patch, and latent calibration by itself."""
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -27,6 +26,7 @@ from ...hspace.trace import INVERSION, HTrace, TraceError
 from ..bottleneck import check_bottleneck
 from ..calls import know_roles, prompts_of, with_roles
 from ..clips import MOTION
+from ..progress import warn
 from ..weights import model_identity
 from .capture import BOTH, MASKED, MODEL, HSpaceTap, Injection, check_model, check_steps, with_first_patch
 from .shared_encoder import SharedEncoder
@@ -86,14 +86,12 @@ def sample_with_injection(model, x: Tensor, sigmas: Tensor, extra_args: dict | N
 def warn_of_weak_settings(trace: HTrace, injected: int, batch: int, cfg: float) -> None:
     """Log what runs, but hardly as somebody wanted it."""
     if 0 < injected < FEW_STEPS:
-        logging.warning("Frozen Diffusion: only %d steps are injected; content hardly comes through. Take more steps "
-                        "or a lower t_edit.", injected)
+        warn(f"Only {injected} steps are injected; content hardly comes through. Take more steps or a lower t_edit.")
     if injected and cfg > 1 and trace.provenance.get("from") == INVERSION:
-        logging.warning("Frozen Diffusion: cfg is %g with an inverted picture; inversion is without guidance, so the "
-                        "picture itself does not come back. Use cfg 1 to keep it.", cfg)
+        warn(f"Cfg is {cfg:g} with an inverted picture; inversion is without guidance, so the picture itself does not "
+             "come back. Use cfg 1 to keep it.")
     if (most := max(part.batch for part in trace.parts)) > batch:
-        logging.warning("Frozen Diffusion: the trace holds %d pictures and %d are sampled; the others are left out.",
-                        most, batch)
+        warn(f"The trace holds {most} pictures and {batch} are sampled; the others are left out.")
 
 
 def schedule_of(guider, sigmas: Tensor) -> tuple[list[float], list[float]]:

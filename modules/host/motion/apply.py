@@ -1,7 +1,6 @@
 """Motion modules in the host: as an object on a socket, and applied to a MODEL."""
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from ...motion.motion_lora import MotionLoRA, MotionLoRAs
 from ..calls import chunks_of, know_roles
 from ..clips import MOTION, clips_of, has_motion_module
 from ..context_windows import frames_of_call, window_length, windows_over_batch
+from ..progress import warn
 from ..schedules import check_percents
 from .schedule import AUTO, set_schedule
 from .splice import (
@@ -211,6 +211,9 @@ class MotionSampling:
                              "model with a motion module, to which the frames of a clip are a batch of pictures (4 "
                              "dimensions). Use Empty Latent Image with batch_size = the number of frames.")
         batch, clip = len(noise), clips_of(noise, self.frames_per_clip).shape[1]
+        if clip == 1:
+            warn("This clip is a single frame, so nothing can move. Set batch_size of Empty Latent Image to the number "
+                 "of frames, e.g. 16.")
         window = window_length(guider.model_options, batch)
         if window and clip != batch:
             raise ValueError(f"Context windows of {window} frames would run across {batch // clip} clips of "
@@ -222,8 +225,8 @@ class MotionSampling:
                              f"can do: its limit is {most}. Add the node Context Windows (Manual) with a "
                              f"context_length of at most {most}, or make shorter clips.")
         if window and any(has_many_hints(cond) for conds in guider.conds.values() for cond in conds):
-            logging.warning("Frozen Diffusion: the host does not cut ControlNet images into context windows; "
-                            "every window gets the first %d of them.", window)
+            warn(f"The host does not cut ControlNet images into context windows; every window gets the first {window} "
+                 "of them.")
         schedule = guider.model_patcher.get_model_object("model_sampling")
         return MotionRun(frames=0 if window else clip, strength=self.strength, pooled=self.pooled,
                          sigmas=tuple(map(schedule.percent_to_sigma, self.percents)), loras=[])

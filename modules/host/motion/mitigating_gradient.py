@@ -1,7 +1,6 @@
 """Mitigating-gradient sampling in the host: the predicted clip is smoothed along time after guidance, at every step."""
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,6 +22,7 @@ from ..attention import attend
 from ..calls import extra_calls
 from ..clips import clips_of, rows_of
 from ..control import parse_frames
+from ..progress import warn
 from ..schedules import check_percents
 
 KEY = "frozen_mitigating_gradient"
@@ -51,16 +51,14 @@ def mitigate_gradient(model, alpha: float, mode: str = FAST, order: int = 1, sta
     if alpha == 0:
         return model
     if is_limited(alpha, order):
-        logging.warning("Frozen Diffusion: alpha %g is more than can be done in a stable way at high noise levels; it "
-                        "is limited there.", alpha)
+        warn(f"Alpha {alpha:g} is more than can be done in a stable way at high noise levels; it is limited there.")
     if alpha < 0:
-        logging.warning("Frozen Diffusion: alpha %g is below 0, so frames are driven apart: the clip gets rougher, not "
-                        "smoother.", alpha)
+        warn(f"Alpha {alpha:g} is below 0, so frames are driven apart: the clip gets rougher, not smoother.")
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, around_sampling)
     mitigation = Mitigation(alpha, order, (start_percent, end_percent), frames_per_clip, locked_frames)
     if mode == FAST:
         model.set_model_sampler_post_cfg_function(mitigation.after_guidance)
     else:
-        model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, around_sampling)
         model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, mitigation.around_guidance)
     return model
 
@@ -152,10 +150,21 @@ class Mitigation:
         return energy(clips, self.order).sum() * clips[0, 0].numel() / REFERENCE
 
 
-def around_sampling(executor, *args, **kwargs):
-    """OUTER_SAMPLE: the nodes whose gradient was checked in this run."""
-    executor.class_obj.model_options["transformer_options"].setdefault(KEY, set())
-    return executor(*args, **kwargs)
+def around_sampling(executor, noise: Tensor, *args, **kwargs):
+    """OUTER_SAMPLE: warn once a run of what cannot be smoothed, and note the nodes whose gradient was checked in it."""
+    guider = executor.class_obj
+    options = guider.model_options["transformer_options"]
+    if KEY not in options:
+        options[KEY] = set()
+        warn_of_pictures(guider.model_patcher, noise)
+    return executor(noise, *args, **kwargs)
+
+
+def warn_of_pictures(patcher, noise: Tensor) -> None:
+    """Say that a batch of an image model is no clip. A motion module, ours or another pack's, is an injection."""
+    if noise.ndim == 4 and not patcher.injections:
+        warn("Mitigating Gradient smooths the frames of a clip, but this MODEL has no motion module: its batch is "
+             "pictures of their own, which it makes alike. Put Apply Motion Module before it.")
 
 
 def in_half_precision(base) -> bool:
