@@ -95,14 +95,22 @@ class FrozenLoadHTrace(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        from ..modules.host.files import saved_files
+        from ..modules.hspace.trace import FORMAT
         return io.Schema(
             node_id="FrozenLoadHTrace",
             display_name="Load h-Trace",
             category="frozen/h-space",
             description="Reads a trace that Save h-Trace wrote.",
-            inputs=[io.String.Input("file", default="h_traces/trace_00001_.safetensors",
-                                    tooltip="A path inside the output or input folder, or an absolute one.")],
+            inputs=[io.Combo.Input("file", options=saved_files(FORMAT, "h_traces/trace_00001_.safetensors"),
+                                   tooltip="A file that Save h-Trace wrote into the output folder, or that you put "
+                                           "into the input folder; the newest first.")],
             outputs=[HTrace.Output(display_name="trace", tooltip="For the samplers; refused on another model.")])
+
+    @classmethod
+    def validate_inputs(cls, file: str, input_types: dict) -> bool:
+        """Any path is taken, also by wire: workflows of before the list have paths of their own."""
+        return True
 
     @classmethod
     def fingerprint_inputs(cls, file: str) -> str:

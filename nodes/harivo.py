@@ -68,7 +68,7 @@ class FrozenClipNoise(io.ComfyNode):
                                tooltip="iid: independent frames, the host's own noise. pyoco mixed: all frames share a "
                                        "part. pyoco progressive: each frame goes on from the one before. freenoise: a "
                                        "window of frames repeated in shuffled order, for long clips."),
-                io.Float.Input("alpha", default=1.0, min=0.0, max=10.0, step=0.05,
+                io.Float.Input("alpha", default=0.5, min=0.0, max=10.0, step=0.05,
                                tooltip="PYoCo: how much frames have in common; neighbours correlate by a^2/(1+a^2) "
                                        "(mixed) or a/sqrt(1+a^2). Modules trained on independent noise tolerate "
                                        "about 0.5."),

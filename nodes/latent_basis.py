@@ -307,14 +307,22 @@ class FrozenLoadBasis(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        from ..modules.basis.basis import FORMAT
+        from ..modules.host.files import saved_files
         return io.Schema(
             node_id="FrozenLoadBasis",
             display_name="Load Basis",
             category="frozen/latent basis",
             description="Reads a basis that Save Basis wrote.",
-            inputs=[io.String.Input("file", default="latent_bases/basis_00001_.safetensors",
-                                    tooltip="A path inside the output or input folder, or an absolute one.")],
+            inputs=[io.Combo.Input("file", options=saved_files(FORMAT, "latent_bases/basis_00001_.safetensors"),
+                                   tooltip="A file that Save Basis wrote into the output folder, or that you put "
+                                           "into the input folder; the newest first.")],
             outputs=[LatentBasis.Output(display_name="basis", tooltip="Its directions.")])
+
+    @classmethod
+    def validate_inputs(cls, file: str, input_types: dict) -> bool:
+        """Any path is taken, also by wire: workflows of before the list have paths of their own."""
+        return True
 
     @classmethod
     def fingerprint_inputs(cls, file: str) -> str:

@@ -36,9 +36,8 @@ class FrozenLoadMotionModule(io.ComfyNode):
                     tooltip="A file in models/animatediff_models, or one that comes with this pack."),
             ],
             outputs=[
-                MotionModuleType.Output("motion_module", "FROZEN_MOTION_MODULE",
-                                        tooltip="For the node Apply Motion Module."),
-                io.String.Output("report", "STRING", tooltip="Family, clip length, schedule, warnings."),
+                MotionModuleType.Output(display_name="motion_module", tooltip="For the node Apply Motion Module."),
+                io.String.Output(display_name="report", tooltip="Family, clip length, schedule, warnings."),
             ],
             hidden=[io.Hidden.unique_id])
 
@@ -140,7 +139,7 @@ class FrozenSaveMotionModule(io.ComfyNode):
                     "train_data", default="",
                     tooltip="What it was trained on, kept in the file. Empty: as the module came."),
             ],
-            outputs=[io.String.Output("path", "STRING", tooltip="The file that was written.")],
+            outputs=[io.String.Output(display_name="path", tooltip="The file that was written.")],
             hidden=[io.Hidden.unique_id],
             is_output_node=True)
 

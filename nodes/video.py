@@ -3,22 +3,33 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
+from ..modules.host.schema_extras import for_newer_pages
 
+SHEET, MOVING = "sheet", "moving"
+
+
+@for_newer_pages("moving preview", "video preview", "loop")
 class FrozenFrameSheet(io.ComfyNode):
-    """Frame Sheet: the frames of a clip side by side in one picture."""
+    """Frame Sheet: the frames of a clip side by side in one picture, or the clip itself, moving in the node."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FrozenFrameSheet",
-            display_name="Frame Sheet",
+            display_name="Frame Sheet (Moving Preview)",
             category="frozen/motion",
-            description="Lays the frames of a clip out in rows, so that motion and flicker can be seen at a glance.",
+            description="Lays the frames of a clip out in rows, so that motion and flicker can be seen at a glance, or "
+                        "plays the clip in the node, over and over.",
             inputs=[
                 io.Image.Input("frames", tooltip="The clip: a batch of images, first frame first."),
                 io.Int.Input("columns", default=8, min=1, max=64, tooltip="Frames in a row."),
                 io.Int.Input("every", default=1, min=1, max=64,
                              tooltip="Show every n-th frame only; useful for long clips."),
+                io.Combo.Input("show", options=[SHEET, MOVING], default=SHEET,
+                               tooltip="What the node shows. sheet: all frames in one picture. moving: the clip, "
+                                       "playing over and over. The output is the sheet in either case."),
+                io.Float.Input("fps", default=8.0, min=0.1, max=120.0, step=0.1,
+                               tooltip="Frames per second of the moving clip."),
             ],
             outputs=[io.Image.Output(display_name="sheet", tooltip="One image with all shown frames; a thin line "
                                                                    "separates them.")],
@@ -26,10 +37,14 @@ class FrozenFrameSheet(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, frames, columns, every) -> io.NodeOutput:
+    def execute(cls, frames, columns, every, show: str = SHEET, fps: float = 8.0) -> io.NodeOutput:
         from ..modules.pictures.frame_sheet import frame_sheet
         sheet = frame_sheet(frames[::every], columns)
-        return io.NodeOutput(sheet, ui=ui.PreviewImage(sheet, cls=cls))
+        if show == SHEET or len(frames) == 1:
+            return io.NodeOutput(sheet, ui=ui.PreviewImage(sheet, cls=cls))
+        moving = ui.ImageSaveHelper.save_animated_webp(frames, "frozen_moving", io.FolderType.temp, cls, fps,
+                                                       lossless=False, quality=90, method=4)
+        return io.NodeOutput(sheet, ui=ui.SavedImages([moving], is_animated=True))
 
 
 class FrozenClipReport(io.ComfyNode):

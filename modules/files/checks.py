@@ -95,6 +95,14 @@ def read_header(path: Path) -> dict:
         return json.loads(file.read(length))
 
 
+def has_format(path: Path, wanted: str) -> bool:
+    """Whether a safetensors file says in its header that it has a format of the pack; a damaged file does not."""
+    try:
+        return (read_header(path).get("__metadata__") or {}).get("format") == wanted
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 def check_format(path: Path, metadata: Mapping[str, str] | None, wanted: str, version: str, what: str, node: str,
                  error: type[ValueError]) -> None:
     """Refuse a safetensors file that is not `what`, as the node of that name writes it. Raises `error`."""

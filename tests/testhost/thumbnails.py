@@ -11,9 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import av
-from PIL import Image, ImageDraw, ImageFont
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageSequence
 
 from frozen_diffusion.modules.host.boot import PACK
+from frozen_diffusion.modules.pictures.frame_sheet import frame_sheet, to_image
 
 from .server import Server
 from .template_results import keyed, with_embedded_files
@@ -26,11 +29,24 @@ SECONDS = 3600
 
 
 def pictures_of(file: Path) -> list[Image.Image]:
-    """The frames of a video, or a picture."""
+    """The frames of a video, or a picture; a preview that moves comes as its frame sheet."""
     if file.suffix != ".mp4":
-        return [Image.open(file).convert("RGB")]
+        frames = frames_of(Image.open(file))
+        return [laid_out(frames)] if len(frames) > 1 else frames
     with av.open(str(file)) as video:
         return [frame.to_image() for frame in video.decode(video=0)]
+
+
+def frames_of(picture: Image.Image) -> list[Image.Image]:
+    """A picture, or the frames of one that moves."""
+    return [frame.convert("RGB") for frame in ImageSequence.Iterator(picture)]
+
+
+def laid_out(frames: Sequence[Image.Image]) -> Image.Image:
+    """Sixteen frames of a clip as one picture, four in a row."""
+    shown = frames[::max(1, len(frames) // 16)]
+    pixels = torch.from_numpy(np.stack([np.asarray(frame) for frame in shown])).float() / 255
+    return to_image(frame_sheet(pixels, 4)[0])
 
 
 def chosen(item: str, shown: Mapping[str, list[Image.Image]]) -> list[Image.Image]:

@@ -36,10 +36,10 @@ def register_folder() -> None:
 
 
 def list_motion_loras() -> list[str]:
-    """Names for the loader: the pack's own first, then those in models/animatediff_motion_lora."""
+    """Names for the loader: those in models/animatediff_motion_lora first, then the pack's own."""
     register_folder()
     shipped = [SHIPPED + path.name for path in sorted(SHIPPED_FOLDER.glob("*.safetensors"))]
-    return shipped + folder_paths.get_filename_list(FOLDER)
+    return folder_paths.get_filename_list(FOLDER) + shipped
 
 
 def list_loras() -> list[str]:

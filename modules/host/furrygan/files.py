@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ...files.atomic_write import write_atomically
-from ...files.checks import read_header
+from ...files.checks import has_format
 from ...furrygan.discriminator import Discriminator
 from ...furrygan.files import FORMAT, FurryFile, count, furry_tensors, read_furry_file
 from ...furrygan.networks import Generator
@@ -77,16 +77,11 @@ def register_folder() -> None:
     register_models(FOLDER, Path(folder_paths.get_output_directory()) / FOLDER)
 
 
-def is_furry(path: Path) -> bool:
-    """Whether a safetensors file of the pack is a FurryGAN, told from its header."""
-    return (read_header(path).get("__metadata__") or {}).get("format") == FORMAT
-
-
 def list_furries() -> list[str]:
-    """Names for the loader: the pack's own first, then those in models/furrygan and output/furrygan."""
+    """Names for the loader: those in models/furrygan and output/furrygan first, then the pack's own."""
     register_folder()
-    shipped = [SHIPPED + path.name for path in sorted(WEIGHTS.glob("*.safetensors")) if is_furry(path)]
-    return shipped + folder_paths.get_filename_list(FOLDER)
+    shipped = [SHIPPED + path.name for path in sorted(WEIGHTS.glob("*.safetensors")) if has_format(path, FORMAT)]
+    return folder_paths.get_filename_list(FOLDER) + shipped
 
 
 def find_furry(name: str) -> Path:

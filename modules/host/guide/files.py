@@ -14,7 +14,7 @@ import folder_paths
 import torch
 from torch import Tensor, nn
 
-from ...files.checks import read_header
+from ...files.checks import has_format
 from ...guide.files import FORMAT, FULL, GuideConfig, read_guide, write_guide
 from ...guide.networks import TinyGuide
 from ...guide.shape import shape_of
@@ -102,19 +102,12 @@ def register_folder() -> None:
     register_models(FOLDER)
 
 
-def is_guide(path: Path) -> bool:
-    """Whether a safetensors file is a guide model, told from its header."""
-    try:
-        return (read_header(path).get("__metadata__") or {}).get("format") == FORMAT
-    except (OSError, ValueError, AttributeError):
-        return False
-
-
 def list_guides() -> list[str]:
-    """Names for the loader: the pack's own guides first, then those in models/guide_models."""
+    """Names for the loader: those in models/guide_models first, then the pack's own."""
     register_folder()
-    shipped = [SHIPPED + path.name for path in sorted((WEIGHTS / "guides").glob("*.safetensors")) if is_guide(path)]
-    return shipped + folder_paths.get_filename_list(FOLDER)
+    paths = sorted((WEIGHTS / "guides").glob("*.safetensors"))
+    shipped = [SHIPPED + path.name for path in paths if has_format(path, FORMAT)]
+    return folder_paths.get_filename_list(FOLDER) + shipped
 
 
 def find_guide(name: str) -> Path:

@@ -12,10 +12,10 @@ SHIPPED, SAVED = "frozen-diffusion/", "rulers"
 
 
 def ruler_names() -> list[str]:
-    """The shipped ones first, then the files of output/rulers, the newest first."""
+    """The files of output/rulers, the newest first, then the shipped ones."""
     shipped = sorted(path.stem for path in (WEIGHTS / "rulers").glob("*.safetensors"))
     own = sorted(_folder().glob("*.safetensors"), key=lambda path: -path.stat().st_mtime) if _folder().is_dir() else []
-    return [SHIPPED + name for name in shipped] + [path.name for path in own]
+    return [path.name for path in own] + [SHIPPED + name for name in shipped]
 
 
 def find_ruler(name: str) -> Path:

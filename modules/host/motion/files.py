@@ -23,10 +23,10 @@ def register_folder() -> None:
 
 
 def list_motion_files() -> list[str]:
-    """Names for the loader: the pack's own motion modules first, then those in the host's folders."""
+    """Names for the loader: those in the host's folders first, then the pack's own."""
     register_folder()
     shipped = [SHIPPED + path.name for path in sorted(WEIGHTS.glob("*.safetensors")) if is_our_file(path)]
-    return shipped + folder_paths.get_filename_list(FOLDER)
+    return folder_paths.get_filename_list(FOLDER) + shipped
 
 
 def find_motion_file(name: str) -> Path:
