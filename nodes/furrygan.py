@@ -159,7 +159,8 @@ class FrozenGenerateForeground(io.ComfyNode):
         from ..modules.host.progress import show_text
         psi = psi_foreground, psi_background
         styles = styles_of(furrygan, seed, batch_size, psi, None if background_seed == OWN else background_seed)
-        styles = mixed(styles, styles_of(furrygan, mix_seed, batch_size, psi), mix_rows)
+        if mix_rows != "none":
+            styles = mixed(styles, styles_of(furrygan, mix_seed, batch_size, psi), mix_rows)
         cutouts = cut_outs(furrygan, styles, clean_mask, cls.hidden.unique_id)
         text = report(cutouts)
         return io.NodeOutput(*layers_of(cutouts), styles, text, ui=show_text(text, cls.hidden.unique_id))

@@ -122,6 +122,28 @@ def test_reports_stand_on_the_page(page, server):
     assert "flicker" in page.tab.locator("#app, body").first.inner_text(), "drawn, not only known"
 
 
+def test_a_clip_moves_in_its_node(page, server):
+    """Frame Sheet's moving form: the page's own preview plays it, without a click."""
+    plate = {"width": 64, "height": 64, "batch_size": 1}
+    graph = {"red": {"class_type": "EmptyImage", "inputs": {**plate, "color": 0xFF0000}},
+             "blue": {"class_type": "EmptyImage", "inputs": {**plate, "color": 255}},
+             "clip": {"class_type": "ImageBatch", "inputs": {"image1": ["red", 0], "image2": ["blue", 0]}},
+             "sheet": {"class_type": "FrozenFrameSheet",
+                       "inputs": {"frames": ["clip", 0], "show": "moving", "fps": 4.0}}}
+    page.open()
+    page.load(ui_workflow(graph, server.object_info()))
+    known = set(server.call("/history"))
+    page.run()
+    assert finished(server, known)["status"]["status_str"] == "success"
+    picture = page.tab.locator("img[src*='frozen_moving']").first
+    picture.wait_for(timeout=10_000)
+    seen = set()
+    for _ in range(20):
+        seen.add(picture.screenshot())
+        page.tab.wait_for_timeout(130)
+    assert len(seen) > 1
+
+
 def test_missing_models_are_offered(page, server):
     """Opening the template for the user's own files shows what to fetch, with its folder."""
     page.open_template(server.pack_name, named("animatediff_own_checkpoint"))
