@@ -33,12 +33,12 @@ from .thumbnails import frames_of, make_thumbnails
 
 DOCS = PACK / "nodes" / "web" / "docs"
 PROMPTS = {      # caption: seed
-    "a large dog in the middle of a blue striped background, moving left": 7,
-    "a large rocket in the middle of a purple plain background, moving up": 7,
-    "a large fish in the middle of a yellow dotted background, moving right": 7,
-    "a large cat in the middle of a green plain background, standing still": 7,
-    "a small mushroom in the middle of a pink plain background, bouncing": 7,
-    "a large star in the middle of a black plain background, moving down": 7}
+    "a large car on the right of a yellow plain background, moving left": 7,
+    "a large rocket in the middle of a purple plain background, moving up": 3,
+    "a large fish in the middle of a pink striped background, moving right": 7,
+    "a large mushroom in the middle of a green dotted background, bouncing": 3,
+    "a large star in the middle of a black plain background, moving down": 7,
+    "a large watermelon in the middle of a blue dotted background, bouncing": 7}
 COLUMNS, FPS, GAP = 3, 8, 6
 MOTIONS = {"zigzag": 7, "sway": 7, "bob": 7}        # motion LoRA: seed
 MOVERS = (Scene("fox", "large", "middle", "blue", "plain"), Scene("rocket", "large", "middle", "green", "stripes"),

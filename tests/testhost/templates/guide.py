@@ -138,7 +138,7 @@ def negative_in_one_pass() -> Template:
 
 
 def guide_with_motion() -> Template:
-    graph = video_graph("a large cat in the middle of a green plain background, moving right", "guided_video",
+    graph = video_graph("a large mushroom in the middle of a green plain background, bouncing", "guided_video",
                         model="guided") | {
         "guide": node("FrozenLoadGuideModel", guide_file=SHIPPED)} | guided("motion")
     return Template(

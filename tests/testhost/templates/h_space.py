@@ -4,7 +4,7 @@ from __future__ import annotations
 from .parts import OWN_MODEL, Template, drawn, node, text_of, video_graph
 
 CONTENT, CONTENT_SEED = "a large fox in the middle of a white plain background", 5
-STYLE, STYLE_SEED = "a small bee in the middle of a purple striped background", 16
+STYLE, STYLE_SEED = "a small balloon in the middle of a purple striped background", 16
 KEPT = "a purple striped background"       # of the style
 OWN_PICTURES = ("\n\n**With your own pictures:** replace the *KSampler* that draws each by *Load Image* and *VAE "
                 "Encode*, all of one size, and *Load Sprite World* by *Load Checkpoint*. A prompt that goes into "
@@ -91,7 +91,7 @@ def h_space_content_and_style() -> Template:
 
 def h_space_masked() -> Template:
     graph = world() | picture("content", "a small fox on the right of a white plain background", CONTENT_SEED)
-    graph |= picture("style", STYLE, STYLE_SEED)
+    graph |= picture("style", "a small moon in the middle of a purple striped background", STYLE_SEED)
     graph |= picture("second", "a small watermelon on the left of a white plain background", CONTENT_SEED)
     graph |= inverted("content", DEEP) | inverted("second", DEEP) | inverted("style")
     graph |= {
@@ -141,7 +141,7 @@ def h_space_clip() -> Template:
     del graph["sampler"]
     graph |= {
         "content prompt": node("CLIPTextEncode", clip=["world", 1],
-                               text="a large fox in the middle of a red plain background, moving left"),
+                               text="a large moon in the middle of a red plain background, moving left"),
         "euler": node("KSamplerSelect", sampler_name="euler"),
         "sigmas": node("BasicScheduler", model=["motion", 0], scheduler="normal", steps=20, denoise=1.0),
         "content noise": node("RandomNoise", noise_seed=21),
@@ -159,7 +159,7 @@ def h_space_clip() -> Template:
         "sampler": node("SamplerCustomAdvanced", noise=["noise", 0], guider=["guider", 0], sampler=["injection", 0],
                         sigmas=["sigmas", 0], latent_image=["latent", 0])}
     return Template(
-        graph, "gives one video the shape, place and motion of another: the fox's clip goes into the striped background's.",
+        graph, "gives one video the shape, place and motion of another: the moon's clip goes into the striped background's.",
         "the two green prompts; **gamma** of the sampler: how much content. Then press **Run**.",
         "about a minute",
         [[{}, {"1 Model": ["world", "module", "motion"]}, {"2 Prompts": ["content prompt", "positive", "negative"]},
@@ -220,7 +220,8 @@ def h_space_grid() -> Template:
 def h_space_any_sampler() -> Template:
     graph = world() | picture("content", "a large fox on the right of a white plain background", CONTENT_SEED)
     graph |= inverted("content", DEEP) | {
-        "positive": node("CLIPTextEncode", clip=["world", 1], text=STYLE),
+        "positive": node("CLIPTextEncode", clip=["world", 1],
+                         text="a small mushroom in the middle of a purple striped background"),
         "latent": node("EmptyLatentImage", width=128, height=128, batch_size=1),
         "light": node("FrozenInjectHSpace", model=["world", 0], trace=["content inverted", 1], gamma="0.8",
                       t_edit=400.0, apply_to="both", norm_mode="masked", check="model", gamma_skips=0.8),

@@ -62,14 +62,14 @@ def latent_basis_directions() -> Template:
 
 
 def latent_basis_transport() -> Template:
-    graph = basis_world(("picture", "a large fox in the middle of a blue plain background", 6),
-                        ("other", "a small cat on the left of a green dotted background", 8))
+    graph = basis_world(("picture", "a large apple in the middle of a blue plain background", 6),
+                        ("other", "a large moon on the left of a purple plain background", 8))
     graph |= basis("picture", 4) | basis("other", 12, "target") | {
         "mean": node("FrozenGlobalBasis", basis=["basis", 0], basis_2=["target", 0]),
         "report": node("FrozenBasisReport", basis=["basis", 0], basis_2=["target", 0], basis_3=["mean", 0]),
         "plot": node("PreviewImage", images=["report", 0]),
         "report text": node("PreviewAny", source=["report", 1]), **text_of("keep", 0), **text_of("carried", 2),
-        "keep": node("FrozenSaveBasis", basis=["basis", 0], filename_prefix="latent_bases/fox"),
+        "keep": node("FrozenSaveBasis", basis=["basis", 0], filename_prefix="latent_bases/apple"),
         "loaded": node("FrozenLoadBasis", file=["keep", 0]),
         "carried": node("FrozenTransportBasis", basis=["loaded", 0], direction=0, target=["target", 0])}
     graph |= edited("other", "carried")
@@ -95,16 +95,16 @@ def latent_basis_transport() -> Template:
 
 
 def latent_basis_prompt_slider() -> Template:
-    graph = basis_world(("picture", "a large cat on the left of a pink plain background", 6)) | basis("picture", 12)
+    graph = basis_world(("picture", "a large moon on the left of a purple plain background", 6)) | basis("picture", 12)
     graph |= {
-        "from": node("CLIPTextEncode", clip=["world", 1], text="a large cat on the left of a pink plain background"),
-        "to": node("CLIPTextEncode", clip=["world", 1], text="a large cat on the right of a pink plain background"),
+        "from": node("CLIPTextEncode", clip=["world", 1], text="a large moon on the left of a purple plain background"),
+        "to": node("CLIPTextEncode", clip=["world", 1], text="a large moon on the left of a purple striped background"),
         "slider": node("FrozenPromptDirection", model=["world", 0], positive_a=["from", 0], positive_b=["to", 0],
                        latent=["picture noisy", 0], sigmas=["picture split", 1], basis=["basis", 0]),
         **text_of("slider", 1)}
     graph |= edited("picture", "slider", strength=10.0)
     return Template(
-        graph, "makes a named slider out of two prompts: from a cat on the left to a cat on the right.",
+        graph, "makes a named slider out of two prompts: from a plain background to a striped one.",
         "the green prompts *from* and *to*; **strength** of *Edit along Basis*. Then press **Run**.",
         "about half a minute",
         [[{"1 Model": ["world"]}, {"2 Slider from two prompts": ["from", "to", "slider", "slider report"]},
