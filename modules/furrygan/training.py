@@ -50,6 +50,7 @@ class FurrySubject:
 
     Attributes:
         notes: what was decided for the user, in sentences.
+        guarded: steps after which masks that show the surroundings end the run.
     """
 
     assumed: Mapping[str, str] = {"attempt": "0", "start": "", "losses": CODE}
@@ -65,7 +66,7 @@ class FurrySubject:
                              f"{recipe.size}x{recipe.size}.")
         self.source, self.device, self.start, self.notes = source, torch.device(device), start, []
         self._look_at_pictures(recipe)
-        self.sample_every, self.shape = recipe.sample_every, recipe.shape()
+        self.sample_every, self.shape, self.guarded = recipe.sample_every, recipe.shape(), GUARDED
         if start is not None:
             self._check_start(start)
         self.draws = recipe.accumulate * processes          # of a step
@@ -191,7 +192,7 @@ class FurrySubject:
                 total = total + losses.consistency_loss(of_foreground, of_composite)
             if recipe.participation:
                 total = total + losses.participation_loss(layers, self.as_code)
-        if step in GUARDED:
+        if step in self.guarded:
             with torch.no_grad():       # the same codes in every process, so that all stop or none
                 check_orientation(self.layers(stream("furry guard", step), step, JUDGED).mask, step)
         unsure = torch.minimum(layers.mask, 1 - layers.mask).mean()

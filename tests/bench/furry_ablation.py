@@ -38,7 +38,9 @@ def trained(name: str, recipe: FurryRecipe) -> Networks:
     path = folder / f"{name.replace(' ', '_')}_{recipe.steps}.safetensors"
     if not path.is_file():
         source = EmojiPictures(PICTURES, ImageSettings(recipe.size, recipe.size))
-        driver = Driver(FurrySubject(source, recipe), path.with_suffix(".training.safetensors"))
+        subject = FurrySubject(source, recipe)
+        subject.guarded = ()            # masks that show the surroundings are a result here
+        driver = Driver(subject, path.with_suffix(".training.safetensors"))
         for record in driver.records():
             if record.step % 250 == 0:
                 print(name, record.step, record.extras, file=sys.stderr, flush=True)
