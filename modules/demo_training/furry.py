@@ -13,7 +13,7 @@ from ..furrygan.training import FurrySubject, GuardedTraining
 from .parts import follow, publish
 
 NAME, PICTURES = "sprite_furry", 11_000
-RECIPE = FurryRecipe(steps=8500, size=64, style=128, cap=48, budget=2048, r1=0.2, phi=0.4, ramp=2000,
+RECIPE = FurryRecipe(steps=14_000, size=64, style=128, cap=48, budget=2048, r1=0.2, phi=0.4, ramp=2000,
                      precision="bf16", checkpoint_every=250, sample_every=1000)
 
 

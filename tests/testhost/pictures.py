@@ -185,7 +185,7 @@ def make_edits(names: Sequence[str] = tuple(EDITS)) -> None:
 
 
 HELP_SIDE = 400             # pixels
-SUBJECTS, PLATE = 6, (0.12, 0.23, 0.37)       # seed; colour behind cut-outs
+SUBJECTS, PLATE = 38, (0.12, 0.23, 0.37)       # seed; colour behind cut-outs
 GUIDANCE = {"1": "#2a6fdb", "2": "#2e9e4f", "5": "#d1342f"}       # colours of cfg
 
 

@@ -10,7 +10,7 @@ SMALL = ("The FurryGAN of the pack draws emoji of 64x64, for it was trained on t
 PAGES = "- Masks are **1 = foreground**: *Join Image with Alpha* wants *Invert Mask* before it.\n- "
 
 
-def subjects(count: int = COUNT, seed: int = 6, **changed) -> dict:
+def subjects(count: int = COUNT, seed: int = 38, **changed) -> dict:
     """The shipped FurryGAN, and cut-outs of a seed."""
     return {"furry": node("FrozenLoadFurryGAN", furrygan_file=SHIPPED),
             "subjects": node("FrozenGenerateForeground", furrygan=["furry", 0], **{
@@ -48,7 +48,7 @@ def cut_outs() -> Template:
 
 
 def walking_loop() -> Template:
-    graph = subjects(4, 7) | {
+    graph = subjects(4) | {
         "walk": node("FrozenForegroundWalk", furrygan=["furry", 0], styles=["subjects", 5], frames=32, hold_background=True,
                      clean_mask=True),
         "webp": node("SaveAnimatedWEBP", images=["walk", 4], filename_prefix="furrygan/walk", fps=12.0, lossless=True,
@@ -115,7 +115,7 @@ def foreground_sliders() -> Template:
                            rows="all", direction=0, amount=amount, clean_mask=True),
                 f"{name} large": larger(name, 2, 2.0), f"{name} shown": node("PreviewImage", images=[f"{name} large", 0])}
 
-    graph = subjects(4, 6) | slider("less", -2.0) | slider("more", 2.0) | {
+    graph = subjects(4) | slider("less", -2.0) | slider("more", 2.0) | {
         "large": larger("subjects", 2, 2.0), "shown": node("PreviewImage", images=["large", 0])}
     return Template(
         graph, "moves subjects along a direction that the generator's own layers change most; nothing is trained.",
