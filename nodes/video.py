@@ -24,11 +24,11 @@ class FrozenFrameSheet(io.ComfyNode):
                 io.Image.Input("frames", tooltip="The clip: a batch of images, first frame first."),
                 io.Int.Input("columns", default=8, min=1, max=64, tooltip="Frames in a row."),
                 io.Int.Input("every", default=1, min=1, max=64,
-                             tooltip="Show every n-th frame only; useful for long clips."),
+                             tooltip="Show every n-th frame only in the sheet; useful for long clips."),
                 io.Combo.Input("show", options=[SHEET, MOVING], default=SHEET, optional=True,
                                tooltip="What the node shows. sheet: all frames in one picture. moving: the clip, "
                                        "playing over and over. The output is the sheet in either case."),
-                io.Float.Input("fps", default=8.0, min=0.1, max=120.0, step=0.1, optional=True,
+                io.Float.Input("fps", default=8.0, min=0.1, max=60.0, step=0.1, optional=True,
                                tooltip="Frames per second of the moving clip."),
             ],
             outputs=[io.Image.Output(display_name="sheet", tooltip="One image with all shown frames; a thin line "

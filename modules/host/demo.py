@@ -26,7 +26,7 @@ from comfy.patcher_extension import WrappersMP
 from ..demo import models
 from ..demo.vae import SpriteVAE
 from .folders import WEIGHTS
-from .progress import warn
+from .progress import take_back_warnings, warn
 
 LARGEST = 256       # pixels a side; beyond it sprites fall to pieces
 
@@ -139,6 +139,7 @@ def load_unet(disable_dynamic: bool = False):
 
 def warn_of_size(executor, noise: torch.Tensor, *args, **kwargs):
     """OUTER_SAMPLE: say that the world is small. The host's own Empty Latent Image begins at 512x512."""
+    take_back_warnings()
     height, width = (8 * side for side in noise.shape[-2:])
     if max(height, width) > LARGEST:
         warn(f"Sprite world draws pictures of 128x128; this one is {width}x{height}, where it draws blobs. Set width "

@@ -1,8 +1,10 @@
 """The pack's own files of tensors in the host's output folder: saving under the next number, finding again."""
 from __future__ import annotations
 
+import math
+import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import folder_paths
@@ -41,17 +43,30 @@ def saved_files(format_: str, example: str) -> list[str]:
 
     As `find_file` takes them: by their paths inside those folders, with "/".
     """
-    found = {}
-    for folder in (Path(folder_paths.get_output_directory()), Path(folder_paths.get_input_directory())):
-        for path in folder.rglob("*.safetensors"):
+    found: dict[str, float] = {}
+    for folder in (folder_paths.get_output_directory(), folder_paths.get_input_directory()):
+        for path in _tensor_files(Path(folder)):
             name = path.relative_to(folder).as_posix()
-            if name not in found and has_format(path, format_):
-                found[name] = path.stat().st_mtime
-    return sorted(found, key=found.get, reverse=True) or [example]
+            if name not in found:           # what lies in the output folder hides the input's, as for find_file
+                found[name] = path.stat().st_mtime if has_format(path, format_) else -math.inf
+    return sorted((name for name in found if found[name] >= 0), key=found.get, reverse=True) or [example]
 
 
-def state_of(name: str, find: Callable[[str], Path] = find_file) -> str:
-    """What changes when the file that `find` finds does, for the host's cache."""
+def _tensor_files(folder: Path) -> Iterator[Path]:
+    """The safetensors files below a folder, through links to folders too, each folder once."""
+    seen: set[str] = set()
+    for place, below, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        yield from (path for name in names if (path := Path(place, name)).suffix == ".safetensors" and path.is_file())
+
+
+def state_of(name: str | None, find: Callable[[str], Path] = find_file) -> str:
+    """What changes when the file that `find` finds does, for the host's cache. A name that comes by wire is None."""
+    if name is None:
+        return ""
     try:
         status = find(name).stat()
     except FileNotFoundError:

@@ -5,7 +5,7 @@ import logging
 import sys
 
 from comfy_api.latest import ui
-from comfy_execution.utils import ExecutionContext, get_executing_context
+from comfy_execution.utils import get_executing_context
 from PIL import Image
 from torch import Tensor
 
@@ -13,7 +13,7 @@ from ..pictures.frame_sheet import frame_sheet, to_image
 
 PREVIEW_SIDE = 1024         # pixels, the longer side of a sample sheet in the page
 SHEET_COLUMNS = 8
-_warned: tuple[ExecutionContext | None, list[str]] = None, []       # the node that runs, and what was said under it
+_warned: dict[str, tuple[str, list[str]]] = {}      # by node: the prompt in which it ran, and what was said under it
 
 
 def preview(frames: Tensor) -> tuple[str, Image.Image, int]:
@@ -33,18 +33,37 @@ def report_progress(text: str, node_id: str | None) -> None:
 
 def warn(text: str) -> None:
     """A sentence into the log, and under the node that is running: the one that warns, or the sampler it acts in."""
-    global _warned
     logging.warning("Frozen Diffusion: %s", text)
     running = get_executing_context()
     if running is not None:
-        _warned = running, [*(_warned[1] if _warned[0] == running else ()), f"Warning: {text}"]
-        report_progress("\n".join(_warned[1]), running.node_id)
+        said = warnings_under(running.node_id)
+        if (line := f"Warning: {text}") not in said:
+            said = [*said, line]
+            _warned[running.node_id] = running.prompt_id, said
+            report_progress("\n".join(said), running.node_id)
+
+
+def warnings_under(node_id: str | None) -> list[str]:
+    """What was said under a node in the prompt that is running."""
+    running = get_executing_context()
+    prompt, said = _warned.get(node_id, ("", []))
+    return said if running is not None and prompt == running.prompt_id else []
+
+
+def take_back_warnings() -> None:
+    """Blank what an earlier prompt said under the node that is running. The page takes no empty text."""
+    running = get_executing_context()
+    if running is not None and running.node_id in _warned and not warnings_under(running.node_id):
+        del _warned[running.node_id]
+        report_progress("\N{ZERO WIDTH SPACE}", running.node_id)
 
 
 def show_text(text: str, node_id: str | None) -> ui.PreviewText:
     """A node's report: text that stays under the node, and its `ui` for those who read results from the server.
 
-    The page draws the first and keeps the second to itself; the server's history has the second only.
+    The page draws the first and keeps the second to itself; the server's history has the second only. Warnings of the
+    same run stand above it.
     """
+    text = "\n".join([*warnings_under(node_id), text])
     report_progress(text, node_id)
     return ui.PreviewText(text)

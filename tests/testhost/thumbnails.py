@@ -44,7 +44,7 @@ def frames_of(picture: Image.Image) -> list[Image.Image]:
 
 def laid_out(frames: Sequence[Image.Image]) -> Image.Image:
     """Sixteen frames of a clip as one picture, four in a row."""
-    shown = frames[::max(1, len(frames) // 16)]
+    shown = frames[::-(-len(frames) // 16)]
     pixels = torch.from_numpy(np.stack([np.asarray(frame) for frame in shown])).float() / 255
     return to_image(frame_sheet(pixels, 4)[0])
 

@@ -19,7 +19,7 @@ from ...motion.motion_lora import MotionLoRA, MotionLoRAs
 from ..calls import chunks_of, know_roles
 from ..clips import MOTION, clips_of, has_motion_module
 from ..context_windows import frames_of_call, window_length, windows_over_batch
-from ..progress import warn
+from ..progress import take_back_warnings, warn
 from ..schedules import check_percents
 from .schedule import AUTO, set_schedule
 from .splice import (
@@ -189,6 +189,7 @@ class MotionSampling:
 
     def around_sampling(self, executor, noise: Tensor, *args, **kwargs):
         """OUTER_SAMPLE: check the request, prepare the run, leave the U-Net clean however the run ends."""
+        take_back_warnings()
         guider = executor.class_obj
         options, unet = guider.model_options["transformer_options"], guider.model_patcher.model.diffusion_model
         if handler := guider.model_options.get("context_handler"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import comfy.model_base
 import comfy.model_sampling
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -22,7 +23,7 @@ from ..attention import attend
 from ..calls import extra_calls
 from ..clips import clips_of, rows_of
 from ..control import parse_frames
-from ..progress import warn
+from ..progress import take_back_warnings, warn
 from ..schedules import check_percents
 
 KEY = "frozen_mitigating_gradient"
@@ -152,6 +153,7 @@ class Mitigation:
 
 def around_sampling(executor, noise: Tensor, *args, **kwargs):
     """OUTER_SAMPLE: warn once a run of what cannot be smoothed, and note the nodes whose gradient was checked in it."""
+    take_back_warnings()
     guider = executor.class_obj
     options = guider.model_options["transformer_options"]
     if KEY not in options:
@@ -162,7 +164,7 @@ def around_sampling(executor, noise: Tensor, *args, **kwargs):
 
 def warn_of_pictures(patcher, noise: Tensor) -> None:
     """Say that a batch of an image model is no clip. A motion module, ours or another pack's, is an injection."""
-    if noise.ndim == 4 and not patcher.injections:
+    if noise.ndim == 4 and not patcher.injections and not isinstance(patcher.model, comfy.model_base.SVD_img2vid):
         warn("Mitigating Gradient smooths the frames of a clip, but this MODEL has no motion module: its batch is "
              "pictures of their own, which it makes alike. Put Apply Motion Module before it.")
 
