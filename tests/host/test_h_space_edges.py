@@ -166,7 +166,7 @@ def test_what_runs_but_not_as_meant_is_told(comfy, base, other, caplog):
     picture = 5 * torch.randn(1, 4, SIZE, SIZE, generator=stream("edges", "picture"))
     inverted = invert(base, conditioning(1), picture, 5, way_back=False).trace
     run(base, injected(inverted), cfg=3.0)
-    assert "Use cfg 1 to keep it" in caplog.text and "only 3 steps are injected" in caplog.text
+    assert "Use cfg 1 to keep it" in caplog.text and "Only 3 steps are injected" in caplog.text
     two = record(comfy, base, batch=2, start="contents")[1]
     run(base, injected(two))
     assert "holds 2 pictures and 1 are sampled" in caplog.text

@@ -35,7 +35,7 @@ def listed(comfy) -> list[str]:
 
 
 def test_list_shows_model_files_of_all_places(comfy, folder, tmp_path, monkeypatch):
-    """The host's folders by ending, the pack's weights by what the files say they are."""
+    """The host's folders by ending, first; then the pack's weights by what the files say they are."""
     save_file(random_motion().state_dict(), folder / "user.safetensors")
     (folder / "readme.txt").write_text("not a model")
     write_motion_file(tmp_path / "ours.safetensors", random_motion(), {})
@@ -43,9 +43,9 @@ def test_list_shows_model_files_of_all_places(comfy, folder, tmp_path, monkeypat
     (tmp_path / "broken.safetensors").write_bytes(b"\xff" * 20)
     monkeypatch.setattr(files, "WEIGHTS", tmp_path)
     names = listed(comfy)
-    assert names[0] == "frozen-diffusion/ours.safetensors" and "user.safetensors" in names
+    assert names[-1] == "frozen-diffusion/ours.safetensors" and "user.safetensors" in names
     assert not any("readme" in name or "vae" in name or "broken" in name for name in names)
-    assert load(comfy, names[0])[0].config == TINY
+    assert load(comfy, names[-1])[0].config == TINY
     with pytest.raises(FileNotFoundError, match="missing.safetensors"):
         load(comfy, "missing.safetensors")
 
