@@ -24,7 +24,8 @@ def train_motion_loras(runs: Path) -> Path:
     """One after the other, on the shipped baseline module; looks at other sprites choose the snapshot."""
     from ..host.customize.train import MotionLoRASubject
     from ..host.demo import load_sprite_world
-    from ..host.motion.files import SHIPPED, find_motion_file, load_motion_file
+    from ..host.folders import SHIPPED
+    from ..host.motion.files import find_motion_file, load_motion_file
     model, clip, vae = load_sprite_world()[:3]
     module, _ = load_motion_file(find_motion_file(f"{SHIPPED}sprite_motion.safetensors"))
     for motion in MOTIONS:

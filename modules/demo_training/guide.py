@@ -82,7 +82,8 @@ def published(name: str, recipe: GuideRecipe, what: str, part: str, runs: Path, 
 
 def shipped(name: str):
     """A guide of the pack to start from."""
-    from ..host.guide.files import SHIPPED, find_guide, load_guide
+    from ..host.folders import SHIPPED
+    from ..host.guide.files import find_guide, load_guide
     return load_guide(find_guide(f"{SHIPPED}{name}.safetensors"))
 
 

@@ -25,8 +25,9 @@ from frozen_diffusion.modules.host.customize.absorb import AbsorberSubject
 from frozen_diffusion.modules.host.customize.files import with_motion_lora
 from frozen_diffusion.modules.host.customize.spatial import attention_paths
 from frozen_diffusion.modules.host.customize.train import MotionLoRASubject
+from frozen_diffusion.modules.host.folders import SHIPPED
 from frozen_diffusion.modules.host.motion.apply import apply_motion
-from frozen_diffusion.modules.host.motion.files import SHIPPED, find_motion_file, load_motion_file
+from frozen_diffusion.modules.host.motion.files import find_motion_file, load_motion_file
 from frozen_diffusion.modules.motion.motion_lora import MotionLoRA
 from frozen_diffusion.modules.training.driver import Driver
 from frozen_diffusion.modules.training.lora import attach

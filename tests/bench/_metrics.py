@@ -12,10 +12,11 @@ from frozen_diffusion.modules.demo.attributes import KINDS, attribute_names, att
 from frozen_diffusion.modules.demo.scenes import pictures_of
 from frozen_diffusion.modules.demo.world import Scene, random_scene
 from frozen_diffusion.modules.host.demo import load_sprite_world
+from frozen_diffusion.modules.host.folders import SHIPPED
 from frozen_diffusion.modules.host.metrics.clip_pair import HostPair
 from frozen_diffusion.modules.host.metrics.image_sets import set_of_images
 from frozen_diffusion.modules.host.metrics.report import encoded_list, scores_of_images
-from frozen_diffusion.modules.host.metrics.rulers import SHIPPED, find_ruler
+from frozen_diffusion.modules.host.metrics.rulers import find_ruler
 from frozen_diffusion.modules.metrics.attributes import AttributeList, parse_attributes
 from frozen_diffusion.modules.metrics.hcs import TEMPLATED, hcs, text_directions
 from frozen_diffusion.modules.metrics.ruler_file import read_ruler

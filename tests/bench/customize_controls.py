@@ -42,14 +42,9 @@ from frozen_diffusion.modules.demo.paths import WORDS, moving, odd_look, path_of
 from frozen_diffusion.modules.demo.renderer import FRAMES
 from frozen_diffusion.modules.demo.world import caption
 from frozen_diffusion.modules.host.customize.absorb import AbsorberSubject
-from frozen_diffusion.modules.host.customize.files import (
-    SHIPPED,
-    find_lora,
-    load_lora,
-    motion_lora_of,
-    with_motion_lora,
-)
+from frozen_diffusion.modules.host.customize.files import find_lora, load_lora, motion_lora_of, with_motion_lora
 from frozen_diffusion.modules.host.customize.reference_noise import reference_noise
+from frozen_diffusion.modules.host.folders import SHIPPED
 from frozen_diffusion.modules.host.hspace.inversion import invert
 from frozen_diffusion.modules.host.motion.apply import apply_motion
 from frozen_diffusion.modules.seeding import stream

@@ -22,10 +22,11 @@ from frozen_diffusion.modules.host.customize.absorb import AbsorberSubject
 from frozen_diffusion.modules.host.customize.files import with_motion_lora
 from frozen_diffusion.modules.host.customize.reference_noise import reference_noise
 from frozen_diffusion.modules.host.customize.train import MotionLoRASubject
+from frozen_diffusion.modules.host.folders import SHIPPED
 from frozen_diffusion.modules.host.guide.apply import GuideSettings, apply_guide
 from frozen_diffusion.modules.host.hspace.inversion import invert
 from frozen_diffusion.modules.host.motion.apply import apply_motion, hold_motion
-from frozen_diffusion.modules.host.motion.files import SHIPPED, find_motion_file, load_motion_file
+from frozen_diffusion.modules.host.motion.files import find_motion_file, load_motion_file
 from frozen_diffusion.modules.hspace.trace import psnr
 from frozen_diffusion.modules.motion.motion_lora import MotionLoRA
 from frozen_diffusion.modules.motion.temporal_lora import attention_projections

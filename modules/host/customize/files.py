@@ -22,11 +22,10 @@ from ...customize.files import (
 from ...customize.names import SPATIAL, TEMPORAL
 from ...motion.motion_lora import SUM_LIMIT, MotionLoRA, by_block, fitting, strength_curve
 from ..files import next_file
-from ..folders import WEIGHTS, register_models
+from ..folders import WEIGHTS, listed, register_models, shipped_file
 from ..motion.apply import LoadedMotion
 
 FOLDER = "animatediff_motion_lora"          # where users of AnimateDiff have theirs
-SHIPPED = "frozen-diffusion/"               # marks files of the pack in the list
 SHIPPED_FOLDER = WEIGHTS / "motion_loras"
 
 
@@ -38,8 +37,7 @@ def register_folder() -> None:
 def list_motion_loras() -> list[str]:
     """Names for the loader: those in models/animatediff_motion_lora first, then the pack's own."""
     register_folder()
-    shipped = [SHIPPED + path.name for path in sorted(SHIPPED_FOLDER.glob("*.safetensors"))]
-    return folder_paths.get_filename_list(FOLDER) + shipped
+    return listed(FOLDER, SHIPPED_FOLDER)
 
 
 def list_loras() -> list[str]:
@@ -50,8 +48,7 @@ def list_loras() -> list[str]:
 def find_lora(name: str) -> Path:
     """The file behind a name of either list. Raises FileNotFoundError."""
     register_folder()
-    shipped = SHIPPED_FOLDER / name.removeprefix(SHIPPED)
-    if name.startswith(SHIPPED) and shipped.is_file():
+    if (shipped := shipped_file(name, SHIPPED_FOLDER)) is not None:
         return shipped
     for folder in (FOLDER, "loras"):
         if (path := folder_paths.get_full_path(folder, name)) is not None:

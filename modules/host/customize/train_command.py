@@ -57,7 +57,8 @@ def _train(args: argparse.Namespace) -> None:
     from ...customize.names import TEMPORAL
     from ...training.driver import Driver
     from .. import image_model
-    from ..motion.files import SHIPPED, find_motion_file, load_motion_file
+    from ..folders import SHIPPED
+    from ..motion.files import find_motion_file, load_motion_file
     from ..train_command import processes, train, train_to_file
     from .absorb import AbsorberSubject
     from .files import told

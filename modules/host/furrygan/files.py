@@ -18,10 +18,9 @@ from ...furrygan.networks import Generator
 from ...furrygan.sampling import Means
 from ...furrygan.training import latent_means
 from ..files import next_file
-from ..folders import WEIGHTS, register_models
+from ..folders import WEIGHTS, listed, register_models, shipped_file
 
 FOLDER = "furrygan"                 # below the host's models folder, and below its output folder
-SHIPPED = "frozen-diffusion/"       # marks files of the pack in the list
 
 
 @dataclass(frozen=True)
@@ -80,17 +79,13 @@ def register_folder() -> None:
 def list_furries() -> list[str]:
     """Names for the loader: those in models/furrygan and output/furrygan first, then the pack's own."""
     register_folder()
-    shipped = [SHIPPED + path.name for path in sorted(WEIGHTS.glob("*.safetensors")) if has_format(path, FORMAT)]
-    return folder_paths.get_filename_list(FOLDER) + shipped
+    return listed(FOLDER, WEIGHTS, lambda path: has_format(path, FORMAT))
 
 
 def find_furry(name: str) -> Path:
     """The file behind a name of the list. Raises FileNotFoundError."""
     register_folder()
-    shipped = WEIGHTS / name.removeprefix(SHIPPED)
-    if name.startswith(SHIPPED) and shipped.is_file():
-        return shipped
-    return Path(folder_paths.get_full_path_or_raise(FOLDER, name))
+    return shipped_file(name, WEIGHTS) or Path(folder_paths.get_full_path_or_raise(FOLDER, name))
 
 
 def load_furry(path: Path) -> LoadedFurry:

@@ -19,11 +19,10 @@ from ...guide.files import FORMAT, FULL, GuideConfig, read_guide, write_guide
 from ...guide.networks import TinyGuide
 from ...guide.shape import shape_of
 from ..files import next_file
-from ..folders import WEIGHTS, register_models
+from ..folders import WEIGHTS, listed, register_models, shipped_file
 from .full import FullGuide
 
 FOLDER = "guide_models"             # below the host's models folder
-SHIPPED = "frozen-diffusion/"       # marks files of the pack in the list
 FAMILIES = {"sd15": comfy.supported_models.SD15, "sd2": comfy.supported_models.SD20,
             "sdxl": comfy.supported_models.SDXL}
 
@@ -105,18 +104,13 @@ def register_folder() -> None:
 def list_guides() -> list[str]:
     """Names for the loader: those in models/guide_models first, then the pack's own."""
     register_folder()
-    paths = sorted((WEIGHTS / "guides").glob("*.safetensors"))
-    shipped = [SHIPPED + path.name for path in paths if has_format(path, FORMAT)]
-    return folder_paths.get_filename_list(FOLDER) + shipped
+    return listed(FOLDER, WEIGHTS / "guides", lambda path: has_format(path, FORMAT))
 
 
 def find_guide(name: str) -> Path:
     """The file behind a name of the list. Raises FileNotFoundError."""
     register_folder()
-    shipped = WEIGHTS / "guides" / name.removeprefix(SHIPPED)
-    if name.startswith(SHIPPED) and shipped.is_file():
-        return shipped
-    return Path(folder_paths.get_full_path_or_raise(FOLDER, name))
+    return shipped_file(name, WEIGHTS / "guides") or Path(folder_paths.get_full_path_or_raise(FOLDER, name))
 
 
 def load_guide(path: Path) -> LoadedGuide:

@@ -6,9 +6,9 @@ from pathlib import Path
 import folder_paths
 
 from ...metrics.hcs import Ruler
-from ..folders import WEIGHTS
+from ..folders import SHIPPED, WEIGHTS
 
-SHIPPED, SAVED = "frozen-diffusion/", "rulers"
+SAVED = "rulers"
 
 
 def ruler_names() -> list[str]:

@@ -10,11 +10,10 @@ import folder_paths
 from ...motion.detect import describe
 from ...motion.files import MotionReport, is_our_file, read_motion_file, write_motion_file
 from ..files import next_file
-from ..folders import WEIGHTS, register_models
+from ..folders import WEIGHTS, listed, register_models, shipped_file
 from .apply import LoadedMotion, hold_motion
 
 FOLDER = "animatediff_models"       # users have their motion modules there
-SHIPPED = "frozen-diffusion/"       # marks files of the pack in the list
 
 
 def register_folder() -> None:
@@ -25,17 +24,13 @@ def register_folder() -> None:
 def list_motion_files() -> list[str]:
     """Names for the loader: those in the host's folders first, then the pack's own."""
     register_folder()
-    shipped = [SHIPPED + path.name for path in sorted(WEIGHTS.glob("*.safetensors")) if is_our_file(path)]
-    return folder_paths.get_filename_list(FOLDER) + shipped
+    return listed(FOLDER, WEIGHTS, is_our_file)
 
 
 def find_motion_file(name: str) -> Path:
     """The file behind a name of the list. Raises FileNotFoundError."""
     register_folder()
-    shipped = WEIGHTS / name.removeprefix(SHIPPED)
-    if name.startswith(SHIPPED) and shipped.is_file():
-        return shipped
-    return Path(folder_paths.get_full_path_or_raise(FOLDER, name))
+    return shipped_file(name, WEIGHTS) or Path(folder_paths.get_full_path_or_raise(FOLDER, name))
 
 
 def load_motion_file(path: str | Path) -> tuple[LoadedMotion, MotionReport]:
